@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""Events (past tense) beside the commands (imperative) they answer; rule: frozen values, no behaviour.
+
+    command         ends in exactly one of
+    Grant           LeaseReleased | LeaseFailed
+    Refuse          nothing: the request is over
+    RevokeLease     LeaseReleased | LeaseFailed   (the running request ends with the error as its last record)
+    CheckLaunch     LaunchChecked | LaunchRejected
+    StartInstance   InstanceReady | InstanceFailed; LoadProgressed on the way
+    StopInstance    InstanceExited, then MemoryFreed
+
+A child that ends by itself gives InstanceExited, then MemoryFreed, too; a failed start gives InstanceFailed, then both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from modeld.core.model import InstanceId, Limits, ModelId, ModelSpec, Request, RequestId
+from modeld.errors import InstanceFault, ModeldError, Refused
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RequestArrived:
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class RequestWithdrawn:
+    """The client left, or the caller gave up. Legal in every state; late ones are ignored."""
+
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseReleased:
+    """The request has ended, its slot is free. `tokens` is what was generated, 0 if unknown."""
+
+    request: RequestId
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseFailed:
+    """The request ended with an error of the instance."""
+
+    request: RequestId
+    before_first_byte: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchChecked:
+    model: ModelId
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchRejected:
+    model: ModelId
+    fingerprint: str
+    error: InstanceFault | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgressed:
+    """`fraction` is 0..1, of the weights."""
+
+    instance: InstanceId
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceReady:
+    instance: InstanceId
+    pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceFailed:
+    """The load did not succeed. The child may still have to be reaped: InstanceExited and MemoryFreed follow."""
+
+    instance: InstanceId
+    error: InstanceFault | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSpawned:
+    instance: InstanceId
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceExited:
+    """The child is reaped. `code` is its exit code, negative = the signal that ended it."""
+
+    instance: InstanceId
+    code: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFreed:
+    instance: InstanceId
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTableReplaced:
+    """The catalogue as it is now; running instances keep their own spec."""
+
+    models: Mapping[ModelId, ModelSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsReplaced:
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequested:
+    """The operator (or `preload`) wants the model resident, without a request. Preload does not evict for it."""
+
+    model: ModelId
+    may_evict: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadRequested:
+    """Drain, at most drain_timeout, then stop."""
+
+    model: ModelId
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownRequested:
+    """Refuse all who wait, end all who run, stop all instances."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wakeup:
+    """A deadline named by next_wakeup() has come."""
+
+
+Event = (
+    RequestArrived
+    | RequestWithdrawn
+    | LeaseReleased
+    | LeaseFailed
+    | LaunchChecked
+    | LaunchRejected
+    | LoadProgressed
+    | InstanceSpawned
+    | InstanceReady
+    | InstanceFailed
+    | InstanceExited
+    | MemoryFreed
+    | ModelTableReplaced
+    | SettingsReplaced
+    | LoadRequested
+    | UnloadRequested
+    | ShutdownRequested
+    | Wakeup
+)
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    request: RequestId
+    instance: InstanceId
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    request: RequestId
+    error: ModeldError
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeLease:
+    request: RequestId
+    error: ModeldError
+
+
+@dataclass(frozen=True, slots=True)
+class CheckLaunch:
+    spec: ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StartInstance:
+    instance: InstanceId
+    spec: ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StopInstance:
+    """`why` is for the log: evicted, unload, ttl, replaced, failed, shutdown."""
+
+    instance: InstanceId
+    why: str
+
+
+Command = Grant | Refuse | RevokeLease | CheckLaunch | StartInstance | StopInstance

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-3.0-only
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from modeld.core.estimate import MIB, cells, kv_bytes, need
+from modeld.core.model import KvShape, KvType, LaunchOptions, ModelId, ModelSpec
+
+SMOLLM2 = ModelSpec(
+    id=ModelId("starter.gguf"),
+    path="/starter.gguf",
+    size_bytes=98_362_432,
+    options=LaunchOptions(ctx=8192, parallel=4, kv_unified=True),
+    kv_shape=KvShape(heads_kv=(3,) * 30, key_length=64, value_length=64),
+)
+
+
+def test_the_kv_cache_of_a_real_model_to_the_byte():
+    """SmolLM2-135M at 8192 cells, f16: llama.cpp prints "KV buffer size = 180.00 MiB"."""
+    assert kv_bytes(SMOLLM2) == 180 * MIB
+
+
+@pytest.mark.parametrize(
+    ("ctx", "parallel", "unified", "expected"),
+    [
+        (8192, 4, True, 8192),
+        (8192, 4, False, 8192),
+        (1000, 4, True, 1024),
+        (1000, 4, False, 1024),
+        (1000, 3, False, 1536),
+        (1, 1, True, 256),
+    ],
+)
+def test_cells_are_padded_as_llama_cpp_pads_them(ctx: int, parallel: int, unified: bool, expected: int):
+    assert cells(LaunchOptions(ctx=ctx, parallel=parallel, kv_unified=unified)) == expected
+
+
+@pytest.mark.parametrize(
+    ("kv_type", "share"), [(KvType.F32, 2.0), (KvType.F16, 1.0), (KvType.BF16, 1.0), (KvType.Q8_0, 34 / 64), (KvType.Q4_0, 18 / 64)]
+)
+def test_quantised_rows_take_their_blocks(kv_type: KvType, share: float):
+    quantised = replace(SMOLLM2, options=replace(SMOLLM2.options, kv_type=kv_type))
+    assert kv_bytes(quantised) == int(180 * MIB * share)
+
+
+def test_layers_may_differ_and_layers_without_attention_cost_nothing():
+    mixed = replace(SMOLLM2, kv_shape=KvShape(heads_kv=(3, 0, 1), key_length=64, value_length=64))
+    assert kv_bytes(mixed) == 8192 * (3 + 1) * 2 * 64 * 2
+
+
+def test_the_sum_has_its_parts_and_its_source():
+    cost = need(SMOLLM2)
+    assert cost.source == "formula"
+    assert [part.name for part in cost.parts] == ["weights", "kv cache", "compute and process"]
+    assert cost.total_mb == -(-sum(part.bytes for part in cost.parts) // MIB)
+    assert cost.total_mb == 343  # 93.8 + 180 + 64 + 4.7
+
+
+def test_a_declared_figure_wins_and_what_is_not_ours_costs_nothing():
+    assert (need(replace(SMOLLM2, vram_mb=7)).total_mb, need(replace(SMOLLM2, vram_mb=7)).source) == (7, "declared")
+    assert (need(replace(SMOLLM2, external=True)).total_mb, need(replace(SMOLLM2, external=True)).source) == (0, "external")
