@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""llama.cpp's event stream into the lines of /infer; rule: sans-IO, the same output however the input is cut, and one last line always.
+
+Of server-sent events: lines end in LF or CRLF, a leading byte order mark and comments are skipped, several `data` lines of one event are
+joined, other fields are ignored. llama.cpp sends an error after the head as `data: {"error": …}`, older builds as `error: {…}`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from modeld.api.schemas import Done, Failed, Token, Usage, encode, fault
+from modeld.errors import BadRequest, BadUpstreamReply, ModeldError
+
+EVENT_BYTES_MAX: Final = 16 << 20
+"""An event beyond this is nonsense; the buffer for one never grows larger."""
+
+T = TypeVar("T")
+
+INCOMPLETE: Final = "the model server's answer ended before it was complete"
+_BOM: Final = b"\xef\xbb\xbf"
+_SOME_PATH: Final = re.compile(r"""(?:^|[\s"'`(\[{<=:,])(?:~?/(?!v1/|\s|$|/)|[A-Za-z]:\\)|\.(?:sock|gguf)\b|Traceback|\n""")
+
+
+class _Problem(Struct):
+    message: str = ""
+    code: int = 0
+
+
+class _Event(Struct):
+    """What is read of one event. The last one has `stop`."""
+
+    content: str = ""
+    stop: bool = False
+    stop_type: str = ""
+    tokens_predicted: int = 0
+    tokens_evaluated: int = 0
+    error: _Problem | str | None = None
+
+
+class _ErrorBody(Struct):
+    error: _Problem | str
+
+
+_events: Final = msgspec.json.Decoder(_Event)
+_problems: Final = msgspec.json.Decoder(_Problem | str)
+_error_bodies: Final = msgspec.json.Decoder(_ErrorBody)
+
+
+class SseToNdjson:
+    """The translator of one answer.
+
+    stream   False leaves the token lines out: only the last line is made
+    done     the last line has been made; what comes after it is ignored
+    error    why the answer failed, once it has
+    """
+
+    def __init__(self, *, stream: bool = True, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
+        self.done = False
+        self.error: ModeldError | None = None
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self._stream = stream
+        self._event_bytes_max = event_bytes_max
+        self._first = True
+        self._pieces: list[bytes] = []  # of the line that has not ended yet
+        self._pieces_bytes = 0
+        self._data: list[bytes] = []  # data lines of the event that has not ended yet
+        self._data_bytes = 0
+        self._content: list[str] = []
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Bytes of the event stream in, whole lines out (b"" when there is none yet). Never raises."""
+        if self.done:
+            return b""
+        lines = chunk.split(b"\n")
+        out: list[bytes] = []
+        for ended in lines[:-1]:
+            if self._pieces:
+                ended = b"".join([*self._pieces, ended])
+                self._pieces.clear()
+                self._pieces_bytes = 0
+            out.append(self._line(ended))
+            if self.done:
+                return b"".join(out)
+        if lines[-1]:
+            self._pieces.append(lines[-1])
+            self._pieces_bytes += len(lines[-1])
+        if self._pieces_bytes + self._data_bytes > self._event_bytes_max:
+            out.append(self.fail(BadUpstreamReply("the model server sent an event that is too large")))
+        return b"".join(out)
+
+    def end(self) -> bytes:
+        """The stream has ended: b"" if the last line has been made, else the line that says it is missing."""
+        return self.fail(BadUpstreamReply(INCOMPLETE))
+
+    def fail(self, error: ModeldError) -> bytes:
+        """The last line for an error; b"" if the last line has been made."""
+        if self.done:
+            return b""
+        self.error = error
+        return self._last(failed_line(error))
+
+    def _line(self, line: bytes) -> bytes:
+        if self._first:
+            self._first = False
+            line = line.removeprefix(_BOM)
+        line = line.removesuffix(b"\r")
+        if not line:
+            return self._dispatch()
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            self._data.append(value)
+            self._data_bytes += len(value) + 1
+            if self._data_bytes > self._event_bytes_max:
+                return self.fail(BadUpstreamReply("the model server sent an event that is too large"))
+        elif name == b"error":
+            return self.fail(_in_band(_read(_problems, value)))
+        return b""
+
+    def _dispatch(self) -> bytes:
+        if not self._data:
+            return b""
+        data = b"\n".join(self._data)
+        self._data.clear()
+        self._data_bytes = 0
+        if data == b"[DONE]":
+            return self.end()
+        event = _read(_events, data)
+        if event is None:
+            return self.fail(BadUpstreamReply("the model server sent an event that is not understood"))
+        if event.error is not None:
+            return self.fail(_in_band(event.error))
+        self.prompt_tokens = event.tokens_evaluated
+        self.completion_tokens = event.tokens_predicted
+        line = b""
+        if event.content:
+            self._content.append(event.content)
+            line = encode(Token(event.content)) + b"\n" if self._stream else b""
+        return line + self._last(self._done_line(event)) if event.stop else line
+
+    def _done_line(self, event: _Event) -> bytes:
+        usage = Usage(event.tokens_evaluated, event.tokens_predicted, event.tokens_evaluated + event.tokens_predicted)
+        reason = "length" if event.stop_type == "limit" else "stop"
+        return encode(Done("".join(self._content), reason, usage)) + b"\n"
+
+    def _last(self, line: bytes) -> bytes:
+        self.done = True
+        self._pieces.clear()
+        self._data.clear()
+        self._content.clear()
+        return line
+
+
+def failed_line(error: ModeldError) -> bytes:
+    """The last line that says why."""
+    seen = fault(error)
+    return encode(Failed(seen.error, seen.code, seen.kind)) + b"\n"
+
+
+def upstream_message(body: bytes) -> str:
+    """The message in a model server's JSON error body, "" when there is none that may be shown to a client."""
+    read = _read(_error_bodies, body)
+    return _message(read.error) if read is not None else ""
+
+
+def is_showable(message: str) -> bool:
+    """Whether a text of a model server holds nothing that looks like a path or a traceback. In doubt it does."""
+    return len(message) <= 2000 and not _SOME_PATH.search(message)
+
+
+def _in_band(problem: _Problem | str | None) -> ModeldError:
+    """An error that a model server sent in its stream."""
+    message = _message(problem) if problem is not None else ""
+    if isinstance(problem, _Problem) and problem.code == BadRequest.http_status:
+        return BadRequest(message or "the model server refused the request")
+    return BadUpstreamReply(f"the model server failed: {message}" if message else "the model server failed")
+
+
+def _message(problem: _Problem | str) -> str:
+    message = problem.message if isinstance(problem, _Problem) else problem
+    return message if is_showable(message) else ""
+
+
+def _read(decoder: msgspec.json.Decoder[T], data: bytes) -> T | None:
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None

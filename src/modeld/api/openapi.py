@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""/openapi.json and /docs, made of the route table; rule: what is not in the table is not there, and nothing is loaded from elsewhere."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from modeld.api.route import JSON, NDJSON, Call, Reply, Route, Scope
+from modeld.api.schemas import Done, Failed, Fault, OpenAIFault, Token, encode
+
+_REF: Final = "#/components/schemas/{name}"
+_HTML: Final = "text/html; charset=utf-8"
+_POLICY: Final = b"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_ERRORS: Final = (
+    "400 bad request · 403 Origin or peer refused · 404 unknown model or route · 405 method · 408 body too slow · 413 body too big · "
+    "415 not application/json · 421 Host · 429 queue full or waited too long (Retry-After) · 431 headers too big · 500 our fault · "
+    "502 the model server failed · 503 unavailable, draining or backing off (Retry-After) · 504 deadline · 507 can never fit"
+)
+
+
+class Documents:
+    """The two pages, made once."""
+
+    def __init__(self, version: str) -> None:
+        self._version = version
+        self._json = b""
+        self._page = b""
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("GET", "/openapi.json", Scope.READ, "This interface in OpenAPI 3.1.", self.openapi, answer=dict[str, Any]),
+            Route("GET", "/docs", Scope.READ, "This interface as a page.", self.docs, media=_HTML),
+        ]
+
+    def describe(self, table: Sequence[Route]) -> None:
+        """Make the pages. Called once the table is complete, so that these two routes are in it as well."""
+        self._json = encode(document(table, self._version))
+        self._page = page(table, self._version).encode()
+
+    async def openapi(self, call: Call) -> Reply:
+        return Reply(200, self._json)
+
+    async def docs(self, call: Call) -> Reply:
+        return Reply(200, self._page, _HTML, ((b"content-security-policy", _POLICY),))
+
+
+def document(table: Sequence[Route], version: str) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of a route table."""
+    roots = [schema for route in table for schema in (route.body, route.answer) if schema is not None]
+    roots += [Token, Done, Failed, Fault, OpenAIFault]
+    unique = list({repr(root): root for root in roots}.values())
+    schemas, components = msgspec.json.schema_components(unique, ref_template=_REF)
+    by_root = {repr(root): schema for root, schema in zip(unique, schemas, strict=True)}
+    paths: dict[str, dict[str, Any]] = {}
+    for route in table:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, by_root)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "modeld",
+            "version": version,
+            "description": f"Every error is JSON: {_ERRORS}",
+            "license": {"name": "GPL-3.0-only"},
+        },
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+def _operation(route: Route, schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    if route.media == NDJSON:
+        answer: dict[str, Any] = {NDJSON: {"schema": {"oneOf": [schemas[repr(kind)] for kind in (Token, Done, Failed)]}}}
+        answer[JSON] = {"schema": schemas[repr(Done)]}
+    else:
+        answer = {route.media: {"schema": schemas[repr(route.answer)] if route.answer is not None else {"type": "string"}}}
+    wrong = schemas[repr(OpenAIFault if route.path.startswith("/v1/") else Fault)]
+    operation: dict[str, Any] = {
+        "summary": route.summary,
+        "operationId": f"{route.method} {route.path}".lower().replace("/", "_").replace(".", "_").replace(" ", ""),
+        "x-scope": route.scope.value,
+        "responses": {
+            "200": {"description": "OK", "content": answer},
+            "default": {"description": _ERRORS, "content": {JSON: {"schema": wrong}}},
+        },
+    }
+    if route.body is not None:
+        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas[repr(route.body)]}}}
+    return operation
+
+
+def page(table: Sequence[Route], version: str) -> str:
+    """The table as one HTML page without scripts."""
+    described = document(table, version)
+    parts = [_section(route, described) for route in table]
+    components = encode_pretty(described["components"]["schemas"])
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        "<title>modeld</title><style>body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;"
+        "color-scheme:light dark}h2 code{font-size:1.1rem}pre{overflow:auto;padding:.5rem;border:1px solid #8886}</style>"
+        f"<h1>modeld {html.escape(version)}</h1><p>{html.escape(_ERRORS)}</p>{''.join(parts)}"
+        f"<h2 id=schemas>Schemas</h2><pre>{html.escape(components)}</pre></html>"
+    )
+
+
+def _section(route: Route, described: dict[str, Any]) -> str:
+    operation = described["paths"][route.path][route.method.lower()]
+    wanted = ""
+    if "requestBody" in operation:
+        schema = operation["requestBody"]["content"][JSON]["schema"]
+        name = schema.get("$ref", "").rpartition("/")[2]
+        wanted = (
+            f"<details><summary>body</summary><pre>{html.escape(encode_pretty(described['components']['schemas'][name]))}</pre></details>"
+        )
+    media = ", ".join(operation["responses"]["200"]["content"])
+    return (
+        f"<h2><code>{html.escape(route.method)} {html.escape(route.path)}</code></h2><p>{html.escape(route.summary)} "
+        f"Answers {html.escape(media)}; scope {html.escape(route.scope.value)}.</p>{wanted}"
+    )
+
+
+def encode_pretty(value: Any) -> str:
+    return msgspec.json.format(encode(value), indent=2).decode()

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""One request's life, top to bottom: name -> lease -> ask the child -> copy its bytes -> release; rule: whoever leaves, the slot is freed.
+
+1. `resolve`: a name of the catalogue becomes a model id; an unknown one is looked for on disk once more.
+2. The driver is asked for a lease. The client may leave while it waits: the wait is withdrawn.
+3. The child is asked. The client may leave, or the lease be revoked, before the child's head is there: its connection is closed.
+4. The child's bytes are pushed through the dialect's `Answer` to the client as they arrive, in no task of their own and through no queue.
+   A client that reads slowly pauses the child; one that leaves ends the exchange at once, and with it the generation.
+5. The lease is given back, then an error becomes a status (nothing sent yet) or the answer's last record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+from modeld.api.ndjson import is_showable, upstream_message
+from modeld.api.route import JSON, Call, Header, Reply
+from modeld.core.model import ModelId, Request, RequestId
+from modeld.errors import BadRequest, BadUpstreamReply, ClientGone, ModeldError, ModelUnavailable, NoModelNamed, UnknownModel
+
+if TYPE_CHECKING:
+    from modeld.api.metrics import Metrics
+    from modeld.catalog.models import ModelTable
+    from modeld.runtime.driver import Driver, Lease
+    from modeld.runtime.upstream import Exchange
+
+RESCAN_PAUSE_SECONDS: Final = 0.25
+"""An unknown name makes the folder be read again, at most this often: guessing names is no way to keep the disk busy."""
+REFUSAL_BYTES_MAX: Final = 64 * 1024
+"""Longest error body of a child that is read."""
+
+_ASK_HEADERS: Final[list[Header]] = [(b"content-type", b"application/json"), (b"accept-encoding", b"identity")]
+
+
+class Answer(ABC):
+    """How one dialect turns a child's answer into the client's. One object per request; it is the sink of the exchange."""
+
+    prompt_tokens = 0
+    completion_tokens = 0
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    @abstractmethod
+    async def begin(self, exchange: Exchange) -> bool:
+        """The child's head is there: True = push the body, False = `reply` has all of it. Raises what a bad status means."""
+
+    @abstractmethod
+    def data(self, chunk: bytes) -> None:
+        """Body bytes of the child. Neither blocks nor raises."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """The child's message has ended properly. Raises BadUpstreamReply when it is not complete all the same."""
+
+    @abstractmethod
+    def fail(self, error: ModeldError) -> None:
+        """Say so in the answer that has begun, and end it."""
+
+    @abstractmethod
+    def reply(self) -> Reply | None:
+        """The whole answer, None when it was streamed."""
+
+
+class Ending:
+    """What ends a request from outside, whatever it waits for just then; the first reason counts."""
+
+    def __init__(self, cut: Callable[[ModeldError], None]) -> None:
+        self.error: ModeldError | None = None
+        self._cut = cut
+
+    def end(self, error: ModeldError) -> None:
+        if self.error is None:
+            self.error = error
+            self._cut(error)
+
+    def now(self, cut: Callable[[ModeldError], None]) -> None:
+        """From now on `cut` is the way to end it; used at once if it is to end already."""
+        self._cut = cut
+        if self.error is not None:
+            cut(self.error)
+
+
+class Relay:
+    """The way of a request to a model, shared by all dialects."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        table: Callable[[], ModelTable],
+        metrics: Metrics,
+        *,
+        default_model: str | None,
+        rescan: Callable[[], Awaitable[None]] | None,
+    ) -> None:
+        self._driver = driver
+        self._table = table
+        self._metrics = metrics
+        self._default_model = default_model
+        self._rescan = rescan
+        self._rescan_lock = asyncio.Lock()
+        self._rescanned_at = float("-inf")
+        # A client chooses its request id and may use one twice: the core's key is made unique here.
+        self._numbers = itertools.count(1)
+
+    async def resolve(self, name: str | None) -> ModelId:
+        """The model of a request. Raises NoModelNamed, UnknownModel."""
+        name = name or self._default_model
+        if not name:
+            raise NoModelNamed(
+                'the request names no model and there is no default_model; put "model" into the body, GET /models lists them'
+            )
+        try:
+            return self._table().resolve(name)
+        except UnknownModel:
+            if self._rescan is None:
+                raise
+        async with self._rescan_lock:
+            if time.monotonic() - self._rescanned_at >= RESCAN_PAUSE_SECONDS:
+                await self._rescan()
+                self._rescanned_at = time.monotonic()
+        return self._table().resolve(name)
+
+    async def serve(self, call: Call, model: ModelId, path: str, answer: Answer) -> Reply | None:
+        """Have the child of `model` answer `POST path` with `call.body`. Raises whatever went wrong before the first byte."""
+        call.model = model
+        try:
+            await self._run(call, model, path, answer)
+        except ModeldError as error:
+            if not call.begun or isinstance(error, ClientGone):
+                raise
+            call.fault = error.kind
+            answer.fail(error)
+            return None
+        finally:
+            call.tokens = answer.completion_tokens
+            self._metrics.tokens(answer.prompt_tokens, answer.completion_tokens)
+        return answer.reply()
+
+    async def _run(self, call: Call, model: ModelId, path: str, answer: Answer) -> None:
+        connection = call.connection
+        if connection.disconnected:
+            raise ClientGone("the client left")
+        number = f"{call.id}-{next(self._numbers)}"
+        pending = self._driver.request(Request(RequestId(number), model, body_bytes=len(call.body)))
+        ending = Ending(pending.withdraw)
+        connection.on_disconnect(lambda: ending.end(ClientGone("the client left")))
+        asked_at = time.monotonic()
+        try:
+            async with pending as lease:
+                call.wait_seconds = time.monotonic() - asked_at
+                lease.on_revoke(ending.end)
+                try:
+                    await self._ask(call, lease, path, answer, ending)
+                finally:
+                    # The driver reads tokens == 0 as "nothing has reached the client".
+                    lease.tokens = answer.completion_tokens or int(call.begun)
+        finally:
+            ending.now(_nothing)
+
+    async def _ask(self, call: Call, lease: Lease, path: str, answer: Answer, ending: Ending) -> None:
+        exchange = await _open(call, lease, path, ending)
+        call.body = b""  # the child has it: a long answer need not hold a long prompt in memory
+        try:
+            ending.now(exchange.abort)
+            if await answer.begin(exchange):
+                call.connection.on_pressure(exchange.pause, exchange.resume)
+                exchange.attach(answer)
+                await exchange.finished()
+                answer.end()
+        finally:
+            ending.now(_nothing)
+            exchange.abort()
+
+
+async def _open(call: Call, lease: Lease, path: str, ending: Ending) -> Exchange:
+    """Ask the child and wait for its head; `ending` closes the connection. A timeout without a time is what a callback can cancel."""
+    if ending.error is not None:
+        raise ending.error
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(None) as bound:
+            ending.now(lambda _: bound.reschedule(loop.time() - 1))
+            try:
+                exchange = await lease.served.generate("POST", path, _ASK_HEADERS, call.body)
+            finally:
+                ending.now(_nothing)
+    except TimeoutError:
+        if ending.error is not None:
+            raise ending.error from None
+        raise
+    if ending.error is not None:
+        exchange.abort()
+        raise ending.error
+    return exchange
+
+
+def _nothing(_: ModeldError) -> None:
+    """There is nothing to cut."""
+
+
+async def refusal(exchange: Exchange) -> ModeldError:
+    """What a child's answer with an error status means for the client."""
+    message = upstream_message(await exchange.read(REFUSAL_BYTES_MAX))
+    status = exchange.status
+    if status in (400, 413, 422):
+        return BadRequest(message or "the model server refused the request")
+    if status == 503:
+        return ModelUnavailable(
+            f"the model server cannot answer now: {message}" if message else "the model server cannot answer now; try again"
+        )
+    return BadUpstreamReply(f"the model server failed: {message}" if message else f"the model server answered with status {status}")
+
+
+async def refusal_as_is(exchange: Exchange) -> Reply:
+    """A child's refusal of a bad request, byte for byte if it may be shown. Raises what any other error status means."""
+    status = exchange.status
+    if not 400 <= status < 500 or status in (401, 403, 407):
+        raise await refusal(exchange)  # a rejected key is the operator's, not the client's
+    body = await exchange.read(REFUSAL_BYTES_MAX)
+    message = upstream_message(body)
+    if not message or not is_showable(body.decode("utf-8", "replace")):
+        raise BadRequest(message or "the model server refused the request")
+    retry = tuple((name, value) for name, value in exchange.headers if name == b"retry-after")
+    return Reply(status, body, JSON, retry)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""What a route is, what a handler gets and gives back; rule: plain records, no behaviour but reading their own fields.
+
+A handler is `async (Call) -> Reply | None`. It returns a Reply for a whole answer, or None when it has answered through
+`Call.connection` itself (a stream). The two ways are never mixed in one request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+Header = tuple[bytes, bytes]
+"""One header line: lower-case name, value."""
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+EVENT_STREAM = "text/event-stream"
+PLAIN = "text/plain; charset=utf-8"
+
+
+class Scope(StrEnum):
+    """What a credential must allow for a route. OPEN is for everybody, from anywhere: such a route says nothing worth hiding."""
+
+    OPEN = "open"
+    READ = "read"
+    INFER = "infer"
+
+
+class Connection(Protocol):
+    """The client's side of one request, below ASGI: the protocol puts it in `scope["extensions"]["modeld"]`."""
+
+    @property
+    def peer(self) -> str | None:
+        """IP address of the peer; None for a unix socket, which counts as this machine."""
+
+    @property
+    def disconnected(self) -> bool:
+        """True once the client is gone."""
+
+    def on_disconnect(self, callback: Callable[[], None]) -> None:
+        """Call back once, synchronously, when the client is gone; at once if it is gone already."""
+
+    def start(self, status: int, headers: list[Header]) -> None:
+        """Send the head; chunked unless a content-length is given."""
+
+    def write(self, chunk: bytes) -> None:
+        """Send a body chunk now. Nothing happens after the client has gone."""
+
+    def finish(self, last: bytes = b"") -> None:
+        """Send the last chunk and the end of the message."""
+
+    def cut(self) -> None:
+        """Close without a proper end, where the promised length cannot be kept."""
+
+    def on_pressure(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        """Call `pause` when the client reads too slowly, `resume` when it has caught up."""
+
+    async def body(self, limit: int) -> bytes:
+        """The whole request body, at most `limit` bytes. Raises BodyTooLarge, BodyTimeout, ClientGone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer."""
+
+    status: int
+    body: bytes = b""
+    media: str = JSON
+    headers: tuple[Header, ...] = ()
+
+
+@dataclass(slots=True)
+class Call:
+    """One request at the edge, from its first header to its log line. The only record here that changes while it lives.
+
+    id              the request id of the client, or ours
+    headers         lower-case name -> value; of a repeated name the last one
+    answer_headers  what every answer to this request carries: request id, CORS, type sniffing off
+    body            the request's body; emptied as soon as the child has it
+    begun           the head of the answer went out through `connection`
+    status, model, wait_seconds, tokens, fault   for the log line
+    """
+
+    id: str
+    method: str
+    headers: Mapping[bytes, bytes]
+    connection: Connection
+    answer_headers: list[Header] = field(default_factory=list)
+    body: bytes = b""
+    begun: bool = False
+    status: int = 0
+    model: str = "-"
+    wait_seconds: float = 0.0
+    tokens: int = 0
+    fault: str = ""
+
+    def start(self, status: int, headers: list[Header]) -> None:
+        """Send the head of a streamed answer."""
+        self.begun = True
+        self.status = status
+        self.connection.start(status, [*headers, *self.answer_headers])
+
+
+Handler = Callable[[Call], Awaitable[Reply | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One row of the route table: it dispatches, and /openapi.json is made of it.
+
+    body       schema of the JSON body, None when the route takes none
+    answer     schema of the 200 answer, None when it is not JSON of ours
+    media      content type of the 200 answer
+    small_body whether the tighter body cap (`max_body_bytes`) holds instead of `max_api_body_bytes`
+    """
+
+    method: str
+    path: str
+    scope: Scope
+    summary: str
+    handler: Handler
+    body: Any = None
+    answer: Any = None
+    media: str = JSON
+    small_body: bool = False

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""The ASGI application: one route table that dispatches and describes; rule: every request gets one answer, in the dialect of its path.
+
+What a request passes, in this order; the first that objects answers:
+ 1. request id     X-Request-Id if it is sane, else a new one; on every answer and in the log
+ 2. metrics, log   counted and timed under the route's path, whatever happens below
+ 3. access         peer, Host, Origin (access.py); not asked for routes of scope "open"
+ 4. CORS           preflights are answered; allowed origins get their headers
+ 5. route          exact match of the raw path: no redirect, no decoding, no trailing slash. 404 with a hint, 405 with Allow;
+                   HEAD works as GET, OPTIONS tells the methods
+ 6. content type   a POST must bring application/json, uncompressed, so that no simple cross-site form can reach a handler
+ 7. body           read whole, up to the route's cap
+ 8. handler
+
+A ModeldError becomes an answer here and nowhere else. Anything else that is raised is our fault: logged with the request id, 500.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from modeld import __version__
+from modeld.api.access import Access, AccessOptions, Cors, CorsOptions
+from modeld.api.metrics import UNMATCHED, Metrics
+from modeld.api.native import Native
+from modeld.api.openai import OpenAI
+from modeld.api.openapi import Documents
+from modeld.api.ops import Ops
+from modeld.api.relay import Relay
+from modeld.api.route import JSON, Call, Header, Reply, Route, Scope
+from modeld.api.schemas import encode, fault, openai_fault, retry_after
+from modeld.core.model import ModelId
+from modeld.errors import ClientGone, InvariantError, MethodNotAllowed, ModeldError, UnknownRoute, WrongContentType
+
+if TYPE_CHECKING:
+    from modeld.catalog.models import ModelTable
+    from modeld.runtime.adapters.interface import EngineInfo, ExitReport
+    from modeld.runtime.driver import Driver
+
+Message = MutableMapping[str, Any]
+AsgiReceive = Callable[[], Awaitable[Message]]
+AsgiSend = Callable[[Message], Awaitable[None]]
+
+log = logging.getLogger("modeld.http")
+
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_QUIET: Final = frozenset(("/healthz", "/readyz", "/metrics"))
+"""Asked every few seconds by machines: logged at debug level."""
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeOptions:
+    """What the edge takes of the settings.
+
+    own_hosts             the bound address and this host's name, without port
+    max_body_bytes        cap of an /infer body
+    max_api_body_bytes    cap of every other body
+    default_model         for requests that name none, or None
+    """
+
+    max_body_bytes: int = 1 << 20
+    max_api_body_bytes: int = 64 << 20
+    default_model: str | None = None
+    allow_remote: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    own_hosts: tuple[str, ...] = ()
+    cors: CorsOptions = field(default_factory=CorsOptions)
+
+
+def build_app(
+    options: EdgeOptions,
+    *,
+    driver: Driver,
+    table: Callable[[], ModelTable],
+    metrics: Metrics,
+    engine: Callable[[], EngineInfo | None] = lambda: None,
+    exits: Callable[[], Iterable[tuple[float, ModelId, ExitReport]]] = tuple,
+    rescan: Callable[[], Awaitable[None]] | None = None,
+) -> App:
+    """Wire the edge: handlers, table, documents.
+
+    table    the catalogue as it is now
+    rescan   reads the models folder again and replaces the table; asked once for a name that is not known
+    """
+    cors = Cors(options.cors)
+    access = Access(AccessOptions(options.allow_remote, options.allowed_hosts, options.own_hosts), cors)
+    relay = Relay(driver, table, metrics, default_model=options.default_model, rescan=rescan)
+    metrics.watch(driver.snapshot, engine)
+    documents = Documents(__version__)
+    native = Native(relay, table=table, snapshot=driver.snapshot, exits=exits, engine=engine, exposure=access.describe())
+    routes = [
+        *native.routes(),
+        *OpenAI(relay, table=table).routes(),
+        *Ops(metrics, driver.snapshot).routes(),
+        *documents.routes(),
+    ]
+    documents.describe(routes)
+    return App(routes, options=options, access=access, cors=cors, metrics=metrics)
+
+
+class App:
+    """The ASGI callable. Needs `scope["extensions"]["modeld"]`, the Connection that our protocol puts there."""
+
+    def __init__(self, routes: Iterable[Route], *, options: EdgeOptions, access: Access, cors: Cors, metrics: Metrics) -> None:
+        self.routes = tuple(routes)
+        self.access = access
+        self._options = options
+        self._cors = cors
+        self._metrics = metrics
+        self._by_path: dict[str, dict[str, Route]] = {}
+        for route in self.routes:
+            methods = self._by_path.setdefault(route.path, {})
+            if route.method in methods:
+                raise InvariantError(f"two routes for {route.method} {route.path}")
+            methods[route.method] = route
+
+    async def __call__(self, scope: Mapping[str, Any], receive: AsgiReceive, send: AsgiSend) -> None:
+        match scope["type"]:
+            case "http":
+                await self._http(scope, send)
+            case "lifespan":
+                await _lifespan(receive, send)
+            case _:
+                await send({"type": "websocket.close", "code": 1008})
+
+    async def _http(self, scope: Mapping[str, Any], send: AsgiSend) -> None:
+        started = time.monotonic()
+        path = scope["raw_path"].decode("latin-1")
+        methods = self._by_path.get(path, {})
+        label = path if methods else UNMATCHED
+        call = _call(scope)
+        self._metrics.arrived(label)
+        try:
+            try:
+                reply = await self._answer(call, scope, path, methods)
+            except ModeldError as error:
+                reply = _refused(call, path, error)
+            except Exception as error:
+                # The last resort: the client gets a 500, the log the story.
+                log.exception("request %s %s: our fault", call.id, label)
+                reply = _refused(call, path, InvariantError(str(error)))
+            if reply is not None:
+                call.status = reply.status
+                await _send(call, reply, send)
+        finally:
+            self._finished(call, label, time.monotonic() - started)
+
+    async def _answer(self, call: Call, scope: Mapping[str, Any], path: str, methods: dict[str, Route]) -> Reply | None:
+        """Steps 3 to 8."""
+        wanted = "GET" if call.method == "HEAD" else call.method
+        if not any(route.scope is Scope.OPEN for route in methods.values()):
+            server = scope.get("server")
+            self.access.check(call.connection.peer, server[0] if server else None, scope["headers"])
+        raw_origin = call.headers.get(b"origin")
+        origin = None if raw_origin is None else raw_origin.decode("latin-1")
+        call.answer_headers += self._cors.answer_headers(origin)
+        if call.method == "OPTIONS" and origin is not None and b"access-control-request-method" in call.headers:
+            allowed = self._cors.preflight_headers(origin)
+            if allowed:
+                return Reply(204, headers=allowed)
+        route = methods.get(wanted)
+        if route is None:
+            return self._no_route(call.method, path, methods)
+        if route.method == "POST":
+            _check_content_type(call.headers)
+            call.body = await call.connection.body(self._options.max_body_bytes if route.small_body else self._options.max_api_body_bytes)
+        return await route.handler(call)
+
+    def _no_route(self, method: str, path: str, methods: dict[str, Route]) -> Reply:
+        if not methods:
+            near = difflib.get_close_matches(path[:100], self._by_path, n=1)
+            hint = f"did you mean {near[0]}?" if near else "GET /docs lists the routes"
+            raise UnknownRoute(f"there is no such route; {hint}")
+        allow = tuple(sorted({*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else [])}))
+        if method == "OPTIONS":
+            return Reply(204, headers=((b"allow", ", ".join(allow).encode()),))
+        raise MethodNotAllowed(f"this route takes {' or '.join(methods)}", allow=allow)
+
+    def _finished(self, call: Call, label: str, seconds: float) -> None:
+        status = call.status or ClientGone.http_status
+        self._metrics.answered(label, call.method, status, seconds)
+        log.log(
+            logging.DEBUG if label in _QUIET else logging.INFO,
+            "%s %s status=%d model=%s wait_ms=%d total_ms=%d tokens=%d request=%s%s",
+            call.method,
+            label,
+            status,
+            call.model,
+            round(call.wait_seconds * 1000),
+            round(seconds * 1000),
+            call.tokens,
+            call.id,
+            f" fault={call.fault}" if call.fault else "",
+        )
+
+
+def _call(scope: Mapping[str, Any]) -> Call:
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    asked = headers.get(b"x-request-id", b"")
+    request_id = asked.decode("ascii") if _REQUEST_ID.fullmatch(asked) else secrets.token_hex(8)
+    call = Call(request_id, scope["method"], headers, scope["extensions"]["modeld"])
+    call.answer_headers += [(b"x-request-id", request_id.encode("ascii")), (b"x-content-type-options", b"nosniff")]
+    return call
+
+
+def _check_content_type(headers: Mapping[bytes, bytes]) -> None:
+    media = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if media != JSON.encode():
+        raise WrongContentType("the body must be JSON; send Content-Type: application/json")
+    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+        raise WrongContentType("the body must not be compressed; send it without Content-Encoding")
+
+
+def _refused(call: Call, path: str, error: ModeldError) -> Reply | None:
+    """An error as an answer; None when there is nobody left to tell, or no way to any more."""
+    call.fault = error.kind
+    if isinstance(error, ClientGone):
+        call.status = error.http_status
+        return None
+    if call.begun:
+        call.connection.cut()
+        return None
+    if isinstance(error, InvariantError):
+        log.error("request %s: %s %s", call.id, error.message, error.detail)
+    headers: list[Header] = [(b"cache-control", b"no-store")]
+    seconds = retry_after(error)
+    if seconds is not None:
+        headers.append((b"retry-after", str(seconds).encode()))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", ", ".join(error.allow).encode()))
+    is_openai = path == "/v1" or path.startswith("/v1/")
+    return Reply(error.http_status, encode(openai_fault(error) if is_openai else fault(error)), headers=tuple(headers))
+
+
+async def _send(call: Call, reply: Reply, send: AsgiSend) -> None:
+    headers = [*call.answer_headers, *reply.headers]
+    if reply.status != 204:
+        headers += [(b"content-type", reply.media.encode()), (b"content-length", str(len(reply.body)).encode())]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if call.method == "HEAD" else reply.body})
+
+
+async def _lifespan(receive: AsgiReceive, send: AsgiSend) -> None:
+    """Start and stop belong to the composition root; a server that asks is told that all is well."""
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""The composition root: the only file that wires; rule: start-up, reload and shutdown are here in the order in which they happen.
+
+Start:     sockets are bound (a mistake ends here, with exit code 2), the listener answers /healthz, then engine and folder are looked at.
+Running:   the folder is looked at every rescan_interval, at once on SIGHUP and when a request names a model nobody knows.
+Shutdown:  1 no new connections  2 core refuses who waits, ends who runs with a last record, stops all children  3 exit 0.
+           A second signal, or shutdown_timeout, kills what is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from modeld import __version__, logs
+from modeld.api.access import CorsOptions
+from modeld.api.listen import Listener, bind
+from modeld.api.metrics import Metrics
+from modeld.api.protocol import ProtocolLimits
+from modeld.api.server import App, EdgeOptions, build_app
+from modeld.catalog import starter
+from modeld.catalog.models import Catalog, ModelTable
+from modeld.catalog.progress import ConsoleProgress
+from modeld.config import Loaded, Settings
+from modeld.core.messages import LoadRequested, ModelTableReplaced, ShutdownRequested
+from modeld.core.model import ModelSpec
+from modeld.core.scheduler import Scheduler
+from modeld.errors import ConfigError, InvariantError, ModeldError
+from modeld.runtime.adapters.choice import choose
+from modeld.runtime.adapters.external import ExternalAdapter
+from modeld.runtime.adapters.interface import Adapter, EngineInfo
+from modeld.runtime.driver import Driver
+from modeld.runtime.supervisor import Supervisor
+
+log = logging.getLogger("modeld.app")
+
+EXIT_OK: Final = 0
+EXIT_CONFIG: Final = 2
+EXIT_INTERNAL: Final = 70
+"""EX_SOFTWARE of sysexits.h: an invariant of ours was broken."""
+
+HEADER_CACHE: Final = "headers.json"
+GATHER_SECONDS: Final = 0.05
+"""How often the end of the last child is looked for during the shutdown."""
+
+
+def serve(loaded: Loaded, *, fetch_starter: bool = False) -> int:
+    """Run the daemon until it is told to stop; the exit code. Raises ConfigError before anything listens."""
+    settings = loaded.settings
+    logs.set_up(settings.log_level, settings.log_format)
+    if fetch_starter and not starter.has_models(settings.models_dir):
+        _fetch(settings.models_dir)
+    sockets = bind(settings.addr.host, settings.addr.port, settings.addr.unix_path)
+    try:
+        return uvloop.run(Daemon(settings, sockets).run())
+    finally:
+        for one in sockets:
+            one.close()
+        if settings.addr.unix_path is not None:
+            Path(settings.addr.unix_path).unlink(missing_ok=True)
+
+
+def _fetch(models_dir: Path) -> None:
+    display = ConsoleProgress(sys.stderr)
+    try:
+        starter.fetch_starter(models_dir, progress=display)
+    except ModeldError as error:
+        raise ConfigError(f"no model in {models_dir}, and the starter could not be fetched: {error.message}") from error
+    finally:
+        display.close()
+
+
+class Daemon:
+    """One run of the service."""
+
+    def __init__(self, settings: Settings, sockets: list[socket.socket]) -> None:
+        self._settings = settings
+        self._sockets = sockets
+        self._table = ModelTable({})
+        self._engine: EngineInfo | None = None
+        self._adapter: Adapter | None = None
+        self._supervisor: Supervisor | None = None
+        self._stop = asyncio.Event()
+        self._catalog_known = asyncio.Event()
+        self._look = asyncio.Event()
+        self._signals = 0
+        self._exit_code = EXIT_OK
+        self._catalog = Catalog(
+            settings.models_dir, settings.override_for, settings.state_dir / HEADER_CACHE, override_names=tuple(settings.models)
+        )
+        self._scan_lock = asyncio.Lock()
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._look.set)
+        metrics = Metrics(__version__)
+        self._driver = driver = Driver(Scheduler(self._settings.limits(), {}), observer=metrics, on_fatal=self._on_fatal)
+        app = self._edge(driver, metrics)
+        listener = Listener(app, ProtocolLimits(), self._settings.shutdown_timeout)
+        async with asyncio.TaskGroup() as group:
+            serving = group.create_task(listener.serve(sockets=self._sockets), name="listener")
+            log.info("modeld %s listening on %s; %s", __version__, self._shown_address(), app.access.describe())
+            working = group.create_task(self._work(), name="engine and folder")
+            await self._stop.wait()
+            listener.stop_accepting()
+            await self._wind_up(working)
+            await serving
+        driver.close()
+        return self._exit_code
+
+    def _edge(self, driver: Driver, metrics: Metrics) -> App:
+        settings = self._settings
+        options = EdgeOptions(
+            max_body_bytes=settings.max_body_bytes,
+            max_api_body_bytes=settings.max_api_body_bytes,
+            default_model=settings.default_model,
+            allow_remote=settings.allow_remote,
+            allowed_hosts=settings.allowed_hosts,
+            own_hosts=tuple(name for name in (settings.addr.host, socket.gethostname()) if name),
+            cors=CorsOptions(
+                enabled=settings.cors_enabled,
+                origins=settings.cors_allowed_origins,
+                methods=settings.cors_allowed_methods,
+                headers=settings.cors_allowed_headers,
+            ),
+        )
+        return build_app(
+            options,
+            driver=driver,
+            table=lambda: self._table,
+            metrics=metrics,
+            engine=lambda: self._engine,
+            exits=lambda: () if self._supervisor is None else self._supervisor.exits,
+            rescan=self._known,
+        )
+
+    def _shown_address(self) -> str:
+        """The bound address as a URL, with the real port where 0 was asked for."""
+        address = self._settings.addr
+        if address.unix_path is not None:
+            return f"unix:{address.unix_path}"
+        host, port = self._sockets[0].getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    # --- start and run ------------------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        """Engine, then folder, for as long as the daemon runs. A request that comes earlier waits in `_known`."""
+        settings = self._settings
+        self._adapter, self._engine = await choose(
+            adapter=settings.adapter,
+            llama_bin=settings.llama_bin,
+            llama_url=settings.llama_url,
+            llama_api_key=settings.llama_api_key,
+            runtime_dir=settings.runtime_dir,
+            stop_grace=settings.stop_grace,
+        )
+        log.info("engine: %s, %s, on %s", self._engine.adapter, self._engine.build, ", ".join(self._engine.devices) or "no device")
+        if self._engine.warning:
+            log.warning("%s", self._engine.warning)
+        self._supervisor = supervisor = Supervisor(self._adapter, self._driver.post)
+        self._driver.attach(supervisor)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(supervisor.run(), name="supervisor")
+            await self._rescan()
+            log.info("%d models in %s", len(self._table.models), settings.models_dir)
+            for spec in self._table.models.values():
+                if spec.preload:
+                    self._driver.post(LoadRequested(spec.id, may_evict=False))
+            group.create_task(self._watch(), name="folder")
+
+    async def _watch(self) -> None:
+        """The file system cannot tell us of changes on every mount: look again and again."""
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.rescan_interval):
+                    await self._look.wait()
+            self._look.clear()
+            if not self._stop.is_set():
+                await self._rescan()
+
+    async def _known(self) -> None:
+        """For a name nobody knows: look at the folder now."""
+        if self._catalog_known.is_set():
+            await self._rescan()
+        else:
+            await self._catalog_known.wait()
+
+    async def _rescan(self) -> None:
+        async with self._scan_lock:
+            table = await self._read_table()
+            for note in table.notes:
+                if note not in self._table.notes:
+                    log.warning("%s", note)
+            if table != self._table:
+                self._table = table
+                self._driver.post(ModelTableReplaced(table.models))
+            self._catalog_known.set()
+
+    async def _read_table(self) -> ModelTable:
+        if not isinstance(self._adapter, ExternalAdapter):
+            return await asyncio.to_thread(self._catalog.scan)
+        try:
+            specs: list[ModelSpec] = await self._adapter.models()
+        except ModeldError as error:
+            return ModelTable(self._table.models, (f"llama_url: {error.message}",))
+        return ModelTable({spec.id: spec for spec in specs})
+
+    # --- end ----------------------------------------------------------------------------------------------------------
+
+    def _on_signal(self) -> None:
+        self._signals += 1
+        if self._signals == 1:
+            log.info("stopping; a second signal kills what is left at once")
+            self._stop.set()
+        else:
+            self._kill_rest("second signal")
+
+    def _on_fatal(self, error: InvariantError) -> None:
+        self._exit_code = EXIT_INTERNAL
+        self._stop.set()
+
+    async def _wind_up(self, working: asyncio.Task[None]) -> None:
+        """Core ends all requests and children; past shutdown_timeout they are killed. Then the supervisor may go."""
+        loop = asyncio.get_running_loop()
+        if self._supervisor is None:  # still asking what engines there are: no child of a model yet
+            working.cancel()
+            return
+        self._driver.post(ShutdownRequested())
+        deadline = loop.time() + self._settings.shutdown_timeout
+        while self._driver.snapshot().instances:
+            if loop.time() > deadline:
+                self._kill_rest("shutdown_timeout is over")
+                deadline = float("inf")
+            await asyncio.sleep(GATHER_SECONDS)
+        self._look.set()
+        await self._supervisor.close()
+        if self._adapter is not None:
+            await self._adapter.close()
+
+    def _kill_rest(self, why: str) -> None:
+        log.warning("killing what is left: %s", why)
+        if self._supervisor is not None:
+            self._supervisor.kill_all()

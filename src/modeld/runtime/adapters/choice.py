@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""Which engine runs; rule: what is set decides, and a GPU that would stand unused is never passed over in silence.
+
+`adapter: auto`, in this order:
+ 1. llama_url is set: external
+ 2. llama_bin is set: that llama-server
+ 3. a GPU is there that the embedded build cannot use, and a llama-server is on PATH: that one
+ 4. the embedded engine is not installed, and a llama-server is on PATH: that one
+ 5. embedded
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from modeld.errors import ConfigError
+from modeld.runtime.adapters.embedded import Device, EmbeddedAdapter, find_engine
+from modeld.runtime.adapters.external import ExternalAdapter
+from modeld.runtime.adapters.interface import Adapter, EngineInfo
+from modeld.runtime.adapters.llama_server import LlamaServerAdapter
+
+BINARY: Final = "llama-server"
+_GPU_FILES: Final = (("NVIDIA GPU", "nvidia[0-9]*"), ("AMD GPU", "kfd"), ("GPU", "dri/renderD*"))
+
+
+def find_gpus(dev: Path = Path("/dev")) -> tuple[str, ...]:
+    """Kinds of GPU this machine shows by its device files, the most telling name first."""
+    return tuple(kind for kind, pattern in _GPU_FILES if any(dev.glob(pattern)))
+
+
+async def choose(
+    *,
+    adapter: str | None,
+    llama_bin: Path | None,
+    llama_url: str | None,
+    llama_api_key: str | None,
+    runtime_dir: Path,
+    stop_grace: float,
+    gpus: Callable[[], tuple[str, ...]] = find_gpus,
+) -> tuple[Adapter, EngineInfo]:
+    """The adapter, and what to say of it at start. `adapter` None is auto. Raises ConfigError for a choice that lacks its setting."""
+    on_path = _on_path()
+    if adapter == "external" or (adapter is None and llama_url is not None):  # 1
+        if llama_url is None:
+            raise ConfigError("adapter: external needs llama_url")
+        external = ExternalAdapter(url=llama_url, api_key=llama_api_key)
+        return external, await external.describe()
+    if adapter == "llama-server" or (adapter is None and llama_bin is not None):  # 2
+        return await _llama_server(llama_bin or on_path, runtime_dir, stop_grace)
+    embedded = EmbeddedAdapter(runtime_dir=runtime_dir, stop_grace=stop_grace)
+    seen = gpus()
+    unused = seen[0] if seen and not _uses_gpu(await embedded.devices()) else None
+    if adapter is None and on_path is not None and (unused is not None or find_engine() is None):  # 3, 4
+        await embedded.close()
+        return await _llama_server(on_path, runtime_dir, stop_grace)
+    info = await embedded.describe()  # 5
+    if unused is not None and not info.warning:
+        info = dataclasses.replace(
+            info,
+            warning=f"this machine has a {unused} that the embedded build cannot use: models run on the CPU. "
+            "Set llama_bin to a llama-server that was built for it.",
+        )
+    return embedded, info
+
+
+async def _llama_server(binary: Path | None, runtime_dir: Path, stop_grace: float) -> tuple[Adapter, EngineInfo]:
+    adapter = LlamaServerAdapter(binary=binary, runtime_dir=runtime_dir, stop_grace=stop_grace)
+    return adapter, await adapter.describe()
+
+
+def _on_path() -> Path | None:
+    found = shutil.which(BINARY)
+    return None if found is None else Path(found)
+
+
+def _uses_gpu(devices: tuple[Device, ...] | None) -> bool:
+    return any(device.kind not in ("CPU", "ACCEL") for device in devices or ())

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""llama.cpp inside our own child (`worker.py`), from the package xllamacpp; rule: the engine is never imported into the daemon.
+
+One process per model: a crash or an out-of-memory kill costs one model, and unloading gives everything back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from modeld.core.model import InstanceId, ModelSpec
+from modeld.errors import EngineMissing, ModelUnavailable, SpawnFailed
+from modeld.runtime.adapters import worker
+from modeld.runtime.adapters.interface import Adapter, EngineInfo, Served
+from modeld.runtime.adapters.process import PrivateFolder, ServedProcess, Stall, check_files
+from modeld.runtime.child import Child, child_environment
+
+DESCRIBE_SECONDS_MAX: Final = 15.0
+STATE_LINES: Final = {"LLAMA_SERVER_ROUTER_PORT": "1"}
+"""Makes llama.cpp write its state to standard output, as for a router of its own: progress, and readiness at once. No port is opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device the engine can use. `kind` is llama.cpp's word: CPU, GPU, IGPU, ACCEL."""
+
+    name: str
+    description: str
+    kind: str
+
+
+class EmbeddedAdapter(Adapter):
+    """`stop_grace` is seconds from TERM to KILL."""
+
+    name = "embedded"
+
+    def __init__(self, *, runtime_dir: Path, stop_grace: float, stall: Stall | None = None) -> None:
+        self._folder = PrivateFolder(runtime_dir)
+        self._stop_grace = stop_grace
+        self._stall = stall or Stall()
+
+    async def describe(self) -> EngineInfo:
+        found = find_engine()
+        if found is None:
+            return EngineInfo(self.name, "missing", (), "the package xllamacpp is not installed: no model can be loaded")
+        devices = await self.devices()
+        if devices is None:
+            return EngineInfo(self.name, build(), (), "the engine did not say which devices it can use")
+        return EngineInfo(self.name, build(), tuple(f"{one.name} ({one.description})" for one in devices))
+
+    async def devices(self) -> tuple[Device, ...] | None:
+        """Asked in a child of its own: the engine's import costs memory. None when it is missing or gives no answer."""
+        found = find_engine()
+        if found is None:
+            return None
+        lines: list[bytes] = []
+
+        def keep(line: bytes) -> bool:
+            lines.append(line)
+            return True
+
+        try:
+            child = self._spawn(["describe"], {"import_path": str(found)}, keep)
+        except SpawnFailed:
+            return None
+        try:
+            async with asyncio.timeout(DESCRIBE_SECONDS_MAX):
+                await asyncio.shield(child.exit)
+        except TimeoutError:
+            return None
+        finally:
+            child.kill()
+            await asyncio.shield(child.exit)
+        return _read_devices(lines)
+
+    async def check(self, spec: ModelSpec) -> None:
+        if find_engine() is None:
+            raise EngineMissing("The embedded engine is missing: install the package xllamacpp, or set llama_bin to a llama-server.")
+        if spec.options.extra_args:
+            raise ModelUnavailable("llama_extra_args needs a llama-server binary: set llama_bin, or leave llama_extra_args empty.")
+        await asyncio.to_thread(check_files, spec)
+
+    def start(self, instance: InstanceId, spec: ModelSpec, on_progress: Callable[[float], None]) -> Served:
+        found = find_engine()
+        if found is None:
+            raise SpawnFailed("The embedded engine is missing: install the package xllamacpp.")
+        socket = self._folder.socket()
+        wanted = parameters(spec, socket, found)
+        return ServedProcess(
+            lambda on_stdout: self._spawn([], wanted, on_stdout, STATE_LINES),
+            socket=socket,
+            stall_seconds=self._stall.limit(spec.size_bytes),
+            ready_lines=True,
+            ready_line=worker.READY.encode(),
+            on_progress=on_progress,
+        )
+
+    async def close(self) -> None:
+        self._folder.close()
+
+    def _spawn(
+        self, arguments: list[str], line: object, on_stdout: Callable[[bytes], bool], more_env: dict[str, str] | None = None
+    ) -> Child:
+        # Isolated, and without `site`: what stands in a .pth file or in the user's folder is not run in a model server.
+        return Child(
+            [sys.executable, "-I", "-S", worker.__file__, str(os.getpid()), *arguments],
+            env={**child_environment(os.environ, self._folder.path), **(more_env or {})},
+            cwd=self._folder.path,
+            first_line=json.dumps(line).encode() + b"\n",
+            on_stdout=on_stdout,
+            stop_grace=self._stop_grace,
+        )
+
+
+def find_engine() -> Path | None:
+    """The folder from which xllamacpp would be imported, found without importing it."""
+    spec = importlib.util.find_spec("xllamacpp")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent.parent
+
+
+def build() -> str:
+    """The version of the package; its last part is llama.cpp's build number."""
+    try:
+        return f"xllamacpp {importlib.metadata.version('xllamacpp')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "xllamacpp, unknown build"
+
+
+def parameters(spec: ModelSpec, socket: Path, import_path: Path) -> worker.Parameters:
+    """What the worker is told: every value explicit."""
+    options = spec.options
+    return {
+        "import_path": str(import_path),
+        "model": spec.path,
+        "socket": str(socket),
+        "alias": spec.id,
+        "mmproj": spec.mmproj,
+        "ctx": options.ctx,
+        "parallel": options.parallel,
+        "threads": options.threads,
+        "ngl": options.ngl,
+        "batch": options.batch,
+        "ubatch": options.ubatch,
+        "kv_type": options.kv_type.value,
+        "flash_attn": options.flash_attn.value,
+        "kv_unified": options.kv_unified,
+        "cache_ram_mb": options.cache_ram_mb,
+        "ctx_checkpoints": options.ctx_checkpoints,
+    }
+
+
+def _read_devices(lines: list[bytes]) -> tuple[Device, ...] | None:
+    for line in lines:
+        try:
+            listed = json.loads(line)["devices"]
+            return tuple(
+                Device(str(one["name"]), str(one["description"]), str(one["type"]).removeprefix("GGML_BACKEND_DEVICE_TYPE_"))
+                for one in listed
+            )
+        except (ValueError, TypeError, LookupError):
+            continue
+    return None

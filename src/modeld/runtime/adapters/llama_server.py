@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""Any llama-server binary as our child; rule: every value is a flag, and only flags that this build knows are given.
+
+The binary is looked at (`--version`, `--help`) before its first use and again when the file has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from modeld.core.model import FlashAttention, InstanceId, ModelSpec
+from modeld.errors import EngineMissing, SpawnFailed
+from modeld.runtime.adapters import shim
+from modeld.runtime.adapters.interface import Adapter, EngineInfo, Served
+from modeld.runtime.adapters.process import PrivateFolder, ServedProcess, Stall, check_files
+from modeld.runtime.child import Child, capture, child_environment
+
+LOOK_SECONDS_MAX: Final = 2.0
+LAYERS_ALL: Final = 999
+BUILD_CHARS_MAX: Final = 120
+
+_FLAG: Final = re.compile(r"(?<![\w-])--?[a-zA-Z][\w-]*")
+_VERSION: Final = re.compile(r"version:?\s*(.*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What a binary says of itself. `flags` is None when it did not say: then it is taken to know them all.
+
+    `flash_attn_takes_value` is false for old builds, where the flag stands alone.
+    """
+
+    name: str = "unknown build"
+    flags: frozenset[str] | None = None
+    flash_attn_takes_value: bool = True
+
+    def knows(self, *names: str) -> str | None:
+        """The first of the names that this build knows, or None."""
+        return next((name for name in names if self.flags is None or name in self.flags), None)
+
+
+class LlamaServerAdapter(Adapter):
+    """`binary` None means that there is none: every check says so. `stop_grace` is seconds from TERM to KILL."""
+
+    name = "llama-server"
+
+    def __init__(self, *, binary: Path | None, runtime_dir: Path, stop_grace: float, stall: Stall | None = None) -> None:
+        self._binary = binary
+        self._folder = PrivateFolder(runtime_dir)
+        self._stop_grace = stop_grace
+        self._stall = stall or Stall()
+        self._build = Build()
+        self._looked_at: tuple[int, int] | None = None
+        self._looking = asyncio.Lock()
+
+    async def describe(self) -> EngineInfo:
+        try:
+            build = await self._look()
+        except EngineMissing as error:
+            return EngineInfo(self.name, "missing", (), error.message)
+        left_out = left_out_flags(build)
+        warning = f"this llama-server does not know {', '.join(left_out)}: left out" if left_out else ""
+        return EngineInfo(self.name, build.name, (), warning)
+
+    async def check(self, spec: ModelSpec) -> None:
+        await self._look()
+        await asyncio.to_thread(check_files, spec)
+
+    def start(self, instance: InstanceId, spec: ModelSpec, on_progress: Callable[[float], None]) -> Served:
+        if self._binary is None:
+            raise SpawnFailed("There is no llama-server to start: set llama_bin.")
+        socket = self._folder.socket()
+        command = [str(self._binary), *arguments(spec, socket, self._build)]
+        return ServedProcess(
+            lambda on_stdout: Child(
+                self._argv(command),
+                env=child_environment(os.environ, self._folder.path),
+                cwd=self._folder.path,
+                on_stdout=on_stdout,
+                stop_grace=self._stop_grace,
+            ),
+            socket=socket,
+            stall_seconds=self._stall.limit(spec.size_bytes),
+            ready_lines=False,
+            on_progress=on_progress,
+        )
+
+    async def close(self) -> None:
+        self._folder.close()
+
+    @staticmethod
+    def _argv(command: list[str]) -> list[str]:
+        return [sys.executable, "-I", "-S", shim.__file__, str(os.getpid()), "--", *command]
+
+    async def _look(self) -> Build:
+        """Read version and flags, once for each state of the file. Raises EngineMissing."""
+        if self._binary is None:
+            raise EngineMissing("There is no llama-server: set llama_bin to one, or put it on PATH.")
+        async with self._looking:
+            try:
+                stat = self._binary.stat()
+            except OSError as error:
+                raise EngineMissing("The llama-server binary is gone: check llama_bin.", detail=str(error)) from error
+            if not os.access(self._binary, os.X_OK) or not self._binary.is_file():
+                raise EngineMissing("The llama-server binary may not be run: check llama_bin.")
+            if self._looked_at != (stat.st_mtime_ns, stat.st_size):
+                said = [await self._ask("--version"), await self._ask("--help")]
+                self._build = read_build(*said)
+                self._looked_at = (stat.st_mtime_ns, stat.st_size)
+            return self._build
+
+    async def _ask(self, flag: str) -> list[str] | None:
+        """What the binary says within 2 s, or None."""
+        env = child_environment(os.environ, self._folder.path)
+        command = self._argv([str(self._binary), flag])
+        try:
+            code, lines = await capture(command, env=env, cwd=self._folder.path, seconds_max=LOOK_SECONDS_MAX)
+        except SpawnFailed:
+            return None
+        return lines if code is not None and not any(line.startswith(shim.MARK) for line in lines) else None
+
+
+def read_build(version: list[str] | None, usage: list[str] | None) -> Build:
+    """Make sense of `--version` and `--help`; silence is no answer. Flags are believed only if the text looks like llama-server's."""
+    name = next((found[1] for line in version or () if (found := _VERSION.search(line))), "").strip()
+    flags = frozenset(flag for line in usage or () for flag in _FLAG.findall(line))
+    known = flags if {"-m", "--host"} <= flags else None
+    flash_line = next((line for line in usage or () if "--flash-attn" in line), "")
+    return Build(
+        name[:BUILD_CHARS_MAX] or "unknown build", known, known is None or any(mark in flash_line for mark in ("on|off", "FA", "{on"))
+    )
+
+
+def left_out_flags(build: Build) -> list[str]:
+    """Flags we would give that this build does not know."""
+    wanted = (("--fit",), ("-cram",), ("-ctxcp", "--swa-checkpoints"), ("--slots",), ("--no-ui", "--no-webui"), ("--offline",), ("-kvu",))
+    return [names[0] for names in wanted if build.knows(*names) is None]
+
+
+def arguments(spec: ModelSpec, socket: Path, build: Build) -> list[str]:
+    """The command line without the binary: nothing that matters is left to a default."""
+    options = spec.options
+    kv_type = options.kv_type.value
+    layers = str(LAYERS_ALL if options.ngl < 0 else options.ngl)
+    result = ["-m", spec.path, "--host", str(socket), "-c", str(options.ctx), "-np", str(options.parallel)]
+    result += ["-b", str(options.batch), "-ub", str(options.ubatch), "-ctk", kv_type, "-ctv", kv_type]
+    result += ["-ngl", layers, "-t", str(options.threads), "-tb", str(options.threads), "--alias", spec.id]
+    if build.flash_attn_takes_value:
+        result += ["-fa", options.flash_attn.value]
+    elif options.flash_attn is FlashAttention.ON:
+        result.append("-fa")
+    wanted: list[tuple[tuple[str, ...], str | None]] = [
+        (("--fit",), "off"),
+        (("-cram",), str(options.cache_ram_mb)),
+        (("-ctxcp", "--swa-checkpoints"), str(options.ctx_checkpoints)),
+        (("--slots",), None),
+        (("--no-ui", "--no-webui"), None),
+        (("--offline",), None),
+        (("--threads-http",), str(options.parallel + 4)),
+        (("-kvu", "--kv-unified") if options.kv_unified else ("-no-kvu", "--no-kv-unified"), None),
+    ]
+    for names, value in wanted:
+        if (known := build.knows(*names)) is not None:
+            result += [known] if value is None else [known, value]
+    if spec.mmproj is not None:
+        result += ["--mmproj", spec.mmproj]
+    return [*result, *options.extra_args]

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""What the page says: names and labels are an interface."""
+
+from __future__ import annotations
+
+from api.edge import SPEC, snapshot
+from modeld.api.metrics import UNMATCHED, Metrics
+from modeld.runtime.adapters.interface import EngineInfo
+
+
+def test_requests_are_counted_by_route_method_and_status() -> None:
+    metrics = Metrics("1")
+    metrics.arrived("/infer")
+    assert 'modeld_http_inflight_requests{path="/infer"} 1.0' in metrics.render().decode()
+    metrics.answered("/infer", "POST", 200, 0.2)
+    metrics.arrived(UNMATCHED)
+    metrics.answered(UNMATCHED, "BREW", 404, 0.2)
+    page = metrics.render().decode()
+    assert 'modeld_http_inflight_requests{path="/infer"} 0.0' in page
+    assert 'modeld_http_requests_total{method="POST",path="/infer",status="200"} 1.0' in page
+    assert 'modeld_http_requests_total{method="OTHER",path="(unmatched)",status="404"} 1.0' in page
+    assert 'modeld_http_request_duration_seconds_bucket{le="0.25",method="POST",path="/infer",status="200"} 1.0' in page
+
+
+def test_states_come_from_the_snapshot_at_the_time_of_asking() -> None:
+    metrics = Metrics("1.2")
+    assert "modeld_instances" not in metrics.render().decode()
+    metrics.watch(lambda: snapshot("ready", "ready", "loading"), lambda: EngineInfo("embedded", "b9", ()))
+    page = metrics.render().decode()
+    for line in (
+        'modeld_instances{state="ready"} 2.0',
+        'modeld_instances{state="loading"} 1.0',
+        'modeld_instances{state="draining"} 0.0',
+        'modeld_instances{state="stopping"} 0.0',
+        'modeld_instances{state="failed"} 0.0',
+        f'modeld_queue_length{{model="{SPEC.id}"}} 3.0',
+        "modeld_loads_total 7.0",
+        "modeld_load_failures_total 1.0",
+        "modeld_evictions_total 2.0",
+        "modeld_crashes_total 3.0",
+        "modeld_memory_used_mb 120.0",
+        "modeld_memory_budget_mb 1000.0",
+        "modeld_memory_margin_mb 10.0",
+        'modeld_build_info{build="b9",engine="embedded",version="1.2"} 1.0',
+    ):
+        assert line in page.splitlines()
+
+
+def test_durations_tokens_and_backpressure() -> None:
+    metrics = Metrics("1")
+    metrics.observe_wait(0.02)
+    metrics.observe_load(3.0)
+    metrics.backpressure("queue_full")
+    metrics.tokens(5, 0)
+    metrics.tokens(0, 7)
+    page = metrics.render().decode().splitlines()
+    for line in (
+        'modeld_queue_wait_seconds_bucket{le="0.05"} 1.0',
+        'modeld_load_seconds_bucket{le="5.0"} 1.0',
+        'modeld_http_backpressure_total{reason="queue_full"} 1.0',
+        'modeld_http_backpressure_total{reason="wait_timeout"} 0.0',
+        'modeld_tokens_total{kind="prompt"} 5.0',
+        'modeld_tokens_total{kind="completion"} 7.0',
+    ):
+        assert line in page
+    assert not any("_created" in line for line in page)

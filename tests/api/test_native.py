@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""/models, /status and /infer over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from api.edge import SSE_END, SSE_HEAD, Edge, answers, chunk, http, snapshot, sse, staged
+from modeld.errors import Died
+
+TOKEN = b'data: {"index":0,"content":" the","tokens":[260],"stop":false,"id_slot":-1,"tokens_predicted":1,"tokens_evaluated":4}\n\n'
+LAST = (
+    b'data: {"content":"","stop":true,"model":"tiny.gguf","tokens_predicted":1,"tokens_evaluated":4,"truncated":false,'
+    b'"stop_type":"limit","stopping_word":""}\n\n'
+)
+DONE = {
+    "done": True,
+    "content": " the",
+    "finish_reason": "length",
+    "usage": {"prompt_tokens": 4, "completion_tokens": 1, "total_tokens": 5},
+}
+
+
+async def test_infer_streams_tokens_and_one_last_line(edge: Edge) -> None:
+    edge.upstream.script = answers(sse(TOKEN, LAST))
+    answer = await edge.infer(max_tokens=1, stop="x", temperature=0, ignore_eos=True)
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    assert [json.loads(line) for line in answer.text.splitlines()] == [{"token": " the"}, DONE]
+    head, body = edge.upstream.asked[0]
+    assert head.startswith(b"POST /completion HTTP/1.1\r\n")
+    sent = json.loads(body)
+    assert sent.pop("response_fields")
+    assert sent == {
+        "model": "tiny.gguf",
+        "prompt": "Once",
+        "stream": True,
+        "cache_prompt": True,
+        "n_predict": 1,
+        "stop": ["x"],
+        "temperature": 0,
+        "ignore_eos": True,
+    }
+    assert await edge.driver.ended() == "released"
+    assert edge.driver.leases[0].tokens == 1
+    assert edge.driver.requests[0].body_bytes == len(body)
+    assert 'modeld_tokens_total{kind="prompt"} 4.0' in edge.page()
+
+
+async def test_a_token_is_on_the_wire_before_the_next_is_made(edge: Edge) -> None:
+    seen = asyncio.Event()
+    edge.upstream.script = staged(SSE_HEAD + chunk(TOKEN), seen, chunk(LAST) + SSE_END)
+    async with edge.client.stream("POST", "/infer", json={"model": "tiny", "prompt": "x"}) as answer:
+        lines = answer.aiter_lines()
+        assert await anext(lines) == '{"token":" the"}'
+        seen.set()
+        assert json.loads(await anext(lines)) == DONE
+
+
+async def test_infer_without_stream_gives_the_last_line_only(edge: Edge) -> None:
+    edge.upstream.script = answers(sse(TOKEN, LAST))
+    answer = await edge.infer(stream=False)
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == DONE
+    assert json.loads(edge.upstream.asked[0][1])["stream"] is True
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("raw", "status", "kind", "text"),
+    [
+        (
+            http(b'{"error":{"code":400,"message":"request (18001 tokens) exceeds the available context size"}}', "400 Bad Request"),
+            400,
+            "bad_request",
+            "request (18001 tokens) exceeds the available context size",
+        ),
+        (http(b'{"error":{"message":"cannot open /srv/x.gguf"}}', "400 Bad Request"), 400, "bad_request", "refused the request"),
+        (http(b'{"error":{"message":"slot broke"}}', "500 Oops"), 502, "bad_upstream_reply", "slot broke"),
+        (http(b"<html>", "500 Oops"), 502, "bad_upstream_reply", "status 500"),
+        (http(b'{"error":{"message":"Loading model"}}', "503 Soon"), 503, "model_unavailable", "Loading model"),
+        (http(b"nope", "404 Not Found"), 502, "bad_upstream_reply", "status 404"),
+        (sse(b'data: {"error":{"code":500,"message":"no luck"}}\n\n'), 502, "bad_upstream_reply", "no luck"),
+        (sse(b'error: {"code":400,"message":"bad grammar"}\n\n'), 400, "bad_request", "bad grammar"),
+        (sse(), 502, "bad_upstream_reply", "before it was complete"),
+        (SSE_HEAD, 502, "instance_died", "ended"),
+        (b"", 502, "upstream_unreachable", "closed"),
+        (b"garbage\r\n\r\n", 502, "bad_upstream_reply", "HTTP"),
+    ],
+)
+async def test_what_fails_before_the_first_byte_has_its_status(
+    edge: Edge, stream: bool, raw: bytes, status: int, kind: str, text: str
+) -> None:
+    edge.upstream.script = answers(raw)
+    answer = await edge.infer(stream=stream)
+    assert (answer.status_code, answer.json()["code"], answer.json()["kind"]) == (status, status, kind)
+    assert text in answer.json()["error"]
+    assert "/srv" not in answer.text
+    assert ("retry-after" in answer.headers) == (status == 503)
+    assert await edge.driver.ended() == ("failed" if status == 502 else "released")
+
+
+@pytest.mark.parametrize(
+    ("rest", "kind"),
+    [
+        (b"", "instance_died"),
+        (b"0\r\n\r\n", "bad_upstream_reply"),
+        (b"zz\r\n", "bad_upstream_reply"),
+        (chunk(b'data: {"error":{"code":500,"message":"x"}}\n\n') + b"0\r\n\r\n", "bad_upstream_reply"),
+        (chunk(b"data: nonsense\n\n"), "bad_upstream_reply"),
+    ],
+)
+async def test_a_failure_after_the_first_byte_is_the_last_line_and_the_message_ends(edge: Edge, rest: bytes, kind: str) -> None:
+    seen = asyncio.Event()
+    edge.upstream.script = staged(SSE_HEAD + chunk(TOKEN), seen, rest)
+    async with edge.client.stream("POST", "/infer", json={"model": "tiny", "prompt": "x"}) as answer:
+        assert answer.status_code == 200
+        lines = answer.aiter_lines()
+        assert json.loads(await anext(lines)) == {"token": " the"}
+        seen.set()
+        [last] = [json.loads(line) async for line in lines]
+    assert (last["done"], last["code"], last["kind"]) == (True, 502, kind)
+    assert await edge.driver.ended() == "failed"
+
+
+async def test_without_stream_a_late_failure_still_has_its_status(edge: Edge) -> None:
+    edge.upstream.script = answers(SSE_HEAD + chunk(TOKEN))
+    answer = await edge.infer(stream=False)
+    assert (answer.status_code, answer.json()["kind"]) == (502, Died.kind)
+
+
+async def test_models(edge: Edge) -> None:
+    assert (await edge.client.get("/models")).json() == {
+        "models": [
+            {"id": "tiny.gguf", "name": "Tiny", "path": "/models/tiny.gguf", "quant": "Q4_1", "family": "llama"},
+            {
+                "id": "torn.gguf",
+                "name": "torn",
+                "path": "/models/torn.gguf",
+                "quant": "",
+                "family": "",
+                "unavailable": "the file is cut short",
+            },
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("states", "other", "state"),
+    [
+        ((), {}, "idle"),
+        (("failed", "stopping"), {}, "idle"),
+        (("loading", "draining"), {}, "loading"),
+        (("loading", "ready"), {}, "ready"),
+        (("ready",), {"shutting_down": True}, "draining"),
+    ],
+)
+async def test_the_state_of_the_daemon(edge: Edge, states: tuple[str, ...], other: dict[str, object], state: str) -> None:
+    edge.driver.seen = snapshot(*states, **other)
+    status = (await edge.client.get("/status")).json()
+    assert status["state"] == state
+    assert [one["state"] for one in status["instances"]] == list(states)
+    assert status["warmups_in_progress"] == states.count("loading")
+    assert status["draining_count"] == states.count("draining")
+
+
+async def test_status_has_every_field(edge: Edge) -> None:
+    edge.driver.seen = snapshot("ready", error="no engine", last_error="gone")
+    status = (await edge.client.get("/status")).json()
+    [instance] = status.pop("instances")
+    assert instance.pop("last_used_unix") <= status["server_time_unix"]
+    assert instance == {
+        "model_id": "tiny.gguf",
+        "state": "ready",
+        "est_vram_mb": 120,
+        "queue_len": 3,
+        "inflight": 1,
+        "max_queue_depth": 32,
+        "pid": 40,
+    }
+    assert status.pop("uptime_seconds") >= 0
+    assert status.pop("server_time_unix") > 1_700_000_000
+    assert "this machine" in status.pop("exposure")
+    assert status == {
+        "budget_mb": 1000,
+        "used_est_mb": 120,
+        "margin_mb": 10,
+        "evictions_total": 2,
+        "loads_total": 7,
+        "state": "ready",
+        "warmups_in_progress": 0,
+        "draining_count": 0,
+        "error": "no engine",
+        "last_error": "gone",
+        "queues": [{"model_id": "tiny.gguf", "length": 3, "oldest_wait_seconds": 1.5}],
+        "exits": [],
+    }
+
+
+async def test_errors_are_left_out_of_the_status_where_there_are_none(edge: Edge) -> None:
+    assert not {"error", "last_error"} & (await edge.client.get("/status")).json().keys()

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""One request's life: who leaves, who is cut, and that the slot is free afterwards whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from api.edge import SPEC, SSE_HEAD, Edge, Upstream, answers, chunk, hangs_after, http, post, running, sse
+from modeld.api.server import EdgeOptions
+from modeld.catalog.models import ModelTable
+from modeld.errors import (
+    BackingOff,
+    CannotEverFit,
+    DeadlineExceeded,
+    Draining,
+    EngineMissing,
+    LoadFailed,
+    LoadStalled,
+    ModeldError,
+    ModelUnavailable,
+    OutOfMemory,
+    QueueFull,
+    Unloaded,
+    WaitTimeout,
+)
+
+TOKEN = b'data: {"content":"a","stop":false,"tokens_predicted":1,"tokens_evaluated":4}\n\n'
+LAST = b'data: {"content":"","stop":true,"tokens_predicted":1,"tokens_evaluated":4,"stop_type":"eos"}\n\n'
+INFER = b'{"model":"tiny","prompt":"x"}'
+CHAT = b'{"model":"tiny","messages":[],"stream":true}'
+BOTH = pytest.mark.parametrize(("path", "body"), [("/infer", INFER), ("/v1/chat/completions", CHAT)])
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("error", "status", "retry"),
+    [
+        (QueueFull("full", retry_after_seconds=7), 429, "7"),
+        (QueueFull("full"), 429, "1"),
+        (WaitTimeout("late"), 429, "1"),
+        (ModelUnavailable("torn"), 503, "1"),
+        (Draining("bye"), 503, "1"),
+        (BackingOff("soon", retry_after_seconds=30), 503, "30"),
+        (EngineMissing("none"), 503, "1"),
+        (CannotEverFit("needs 9 MiB of 4"), 507, None),
+        (LoadFailed("bad file"), 502, None),
+        (LoadStalled("no progress"), 504, None),
+        (OutOfMemory("too big"), 507, None),
+        (DeadlineExceeded("over"), 504, None),
+    ],
+)
+async def test_a_refusal_has_its_status_kind_and_time(
+    edge: Edge, path: str, body: bytes, error: ModeldError, status: int, retry: str | None
+) -> None:
+    edge.driver.refusal = error
+    answer = await edge.client.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == status
+    assert answer.headers.get("retry-after") == retry
+    seen = answer.json()
+    if path == "/infer":
+        assert seen == {"error": error.message, "code": status, "kind": error.kind}
+    else:
+        assert (seen["error"]["message"], seen["error"]["code"], seen["error"]["source"]) == (error.message, error.kind, error.source)
+
+
+@BOTH
+async def test_a_client_that_leaves_while_it_waits_is_withdrawn(edge: Edge, path: str, body: bytes) -> None:
+    edge.driver.hold = True
+    _, writer = await edge.raw(post(path, body))
+    await edge.driver.arrived.wait()
+    writer.close()
+    assert await edge.driver.ended() == "withdrawn"
+    assert edge.upstream.asked == []
+
+
+@BOTH
+async def test_a_client_that_leaves_before_the_first_token_ends_the_generation(edge: Edge, path: str, body: bytes) -> None:
+    edge.upstream.script = hangs_after(b"")
+    _, writer = await edge.raw(post(path, body))
+    await edge.upstream.was_asked.wait()
+    writer.close()
+    await edge.upstream.left.wait()
+    assert await edge.driver.ended() == "released"
+
+
+@BOTH
+async def test_a_client_that_leaves_in_the_stream_ends_the_generation(edge: Edge, path: str, body: bytes) -> None:
+    edge.upstream.script = hangs_after(SSE_HEAD + chunk(TOKEN))
+    reader, writer = await edge.raw(post(path, body))
+    await reader.readuntil(b'"a"')
+    writer.close()
+    await edge.upstream.left.wait()
+    assert await edge.driver.ended() == "released"
+    assert edge.driver.leases[0].tokens == 1
+    assert f'method="POST",path="{path}",status="499"}} 1.0' in edge.page()
+
+
+@BOTH
+async def test_a_revoked_lease_before_the_first_byte_is_a_status(edge: Edge, path: str, body: bytes) -> None:
+    edge.upstream.script = hangs_after(b"")
+    reader, writer = await edge.raw(post(path, body))
+    await edge.upstream.was_asked.wait()
+    edge.driver.leases[0].revoke(Unloaded("the model was unloaded"))
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    await edge.upstream.left.wait()
+    writer.close()
+    assert await edge.driver.ended() == "failed"
+
+
+async def test_a_revoked_lease_in_the_stream_is_the_last_record(edge: Edge) -> None:
+    edge.upstream.script = hangs_after(SSE_HEAD + chunk(TOKEN))
+    async with edge.client.stream("POST", "/infer", content=INFER, headers={"content-type": "application/json"}) as answer:
+        lines = answer.aiter_lines()
+        await anext(lines)
+        edge.driver.leases[0].revoke(DeadlineExceeded("infer_timeout is over"))
+        assert [json.loads(line) async for line in lines] == [
+            {"done": True, "error": "infer_timeout is over", "code": 504, "kind": "deadline_exceeded"}
+        ]
+    await edge.upstream.left.wait()
+    assert await edge.driver.ended() == "released"
+
+
+async def test_a_slow_reader_pauses_the_model_server(edge: Edge) -> None:
+    """The model server can send no more than the buffers between it and the client hold; all of it arrives once the client reads."""
+    event = b'data: {"content":"' + b"x" * 50_000 + b'","stop":false}\n\n'
+    sent = 0
+    stuck = asyncio.Event()
+
+    async def flood(up: Upstream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(SSE_HEAD)
+        for _ in range(200):
+            writer.write(chunk(event))
+            try:
+                async with asyncio.timeout(0.3):
+                    await writer.drain()
+            except TimeoutError:
+                stuck.set()
+                await writer.drain()
+            sent += 1
+        stuck.set()
+        writer.write(chunk(LAST) + b"0\r\n\r\n")
+        await writer.drain()
+
+    edge.upstream.script = flood
+    async with edge.client.stream("POST", "/infer", content=INFER, headers={"content-type": "application/json"}) as answer:
+        await stuck.wait()
+        assert sent < 150
+        lines = [line async for line in answer.aiter_lines()]
+    assert len(lines) == 201
+    assert len(json.loads(lines[-1])["content"]) == 200 * 50_000
+
+
+@pytest.mark.parametrize("name", ["tiny.gguf", "tiny", "small"])
+async def test_names_of_a_model(edge: Edge, name: str) -> None:
+    edge.upstream.script = answers(sse(LAST))
+    assert (await edge.infer(model=name)).status_code == 200
+    assert edge.driver.requests[0].model == SPEC.id
+
+
+async def test_an_unknown_model_is_looked_for_on_disk_once_more(tmp_path: Path) -> None:
+    now = ModelTable({})
+    scans = 0
+
+    async def rescan() -> None:
+        nonlocal now, scans
+        scans += 1
+        now = ModelTable({SPEC.id: SPEC})
+
+    async with running(tmp_path, table=lambda: now, rescan=rescan) as edge:
+        edge.upstream.script = answers(sse(LAST))
+        assert (await edge.infer(model="tiny")).status_code == 200
+        assert (await edge.infer(model="tiny")).status_code == 200
+        assert scans == 1
+        answer = await edge.infer(model="tine")
+        assert (answer.status_code, answer.json()["kind"]) == (404, "unknown_model")
+        assert "tiny" in answer.json()["error"]
+        await asyncio.gather(*(edge.infer(model=f"x{n}") for n in range(10)))
+        assert scans <= 3
+
+
+async def test_no_model_named(edge: Edge, tmp_path: Path) -> None:
+    answer = await edge.infer(model=None)
+    assert (answer.status_code, answer.json()["kind"]) == (404, "no_model_named")
+    assert "default_model" in answer.json()["error"]
+    (tmp_path / "two").mkdir()
+    async with running(tmp_path / "two", EdgeOptions(default_model="tiny")) as other:
+        other.upstream.script = answers(sse(LAST))
+        assert (await other.infer(model=None)).status_code == 200
+
+
+async def test_two_requests_of_the_same_id_are_two(edge: Edge) -> None:
+    edge.upstream.script = answers(sse(LAST))
+    for _ in range(2):
+        answer = await edge.client.post("/infer", content=INFER, headers={"content-type": "application/json", "x-request-id": "mine"})
+        assert answer.headers["x-request-id"] == "mine"
+    assert len({request.id for request in edge.driver.requests}) == 2
+
+
+async def test_a_fault_of_ours_tells_the_client_nothing(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
+    edge.driver.refusal = ValueError("/secret/path")  # type: ignore[assignment]
+    answer = await edge.infer()
+    assert (answer.status_code, answer.json()["kind"]) == (500, "invariant")
+    assert "secret" not in answer.text
+    assert "/secret/path" in caplog.text
+    assert answer.headers["x-request-id"] in caplog.text
+
+
+async def test_the_childs_answer_goes_nowhere_else(edge: Edge) -> None:
+    """After an error of one request the next one is served as if nothing had been."""
+    edge.upstream.script = answers(http(b"{}", "500 Oops"))
+    assert (await edge.infer()).status_code == 502
+    edge.upstream.script = answers(sse(TOKEN, LAST))
+    assert (await edge.infer(stream=False)).json()["content"] == "a"

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-3.0-only
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from makegguf import header, make_gguf, model_pairs
+from modeld.catalog.gguf import parse_bytes
+from modeld.catalog.headers import Facts, HeaderCache, facts_of, kv_shape, printable
+from modeld.core.model import KvShape
+
+
+def shape(**pairs) -> KvShape:
+    return kv_shape(model_pairs(**pairs), pairs.get("arch", "llama"))
+
+
+def test_the_cache_shape_follows_from_the_header_with_llama_cpps_defaults():
+    assert shape(layers=3, embd=64, heads=4, heads_kv=2) == KvShape((2, 2, 2), 16, 16)
+    assert shape(layers=2, embd=64, heads=4, heads_kv=None) == KvShape((4, 4), 16, 16)
+    assert shape(layers=2, heads_kv=(1, 0)).heads_kv == (1, 0)
+    assert shape(layers=2, heads=(4, 8), heads_kv=None) == KvShape((4, 8), 8, 8)
+    own = {"llama.attention.key_length": 576, "llama.attention.value_length": 512}
+    assert shape(layers=1, heads_kv=1, extra=own) == KvShape((1,), 576, 512)
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        {"layers": None},
+        {"layers": (1 << 32) - 1},
+        {"layers": -1},
+        {"heads": None, "heads_kv": None},
+        {"heads_kv": (1,)},
+        {"heads_kv": "4"},
+        {"heads_kv": (0, 0)},
+        {"heads_kv": (1 << 60, 1 << 60)},
+        {"embd": None},
+        {"embd": True},
+        {"heads": 0},
+    ],
+)
+def test_an_absurd_shape_is_no_shape(pairs):
+    assert shape(**pairs) == KvShape()
+
+
+def test_facts_are_what_the_catalogue_needs(tmp_path):
+    pairs = model_pairs("qwen3", name=" A\nname\x1b[2J ", file_type=15, ctx=4096)
+    facts = facts_of(parse_bytes(header(pairs)))
+    assert facts == Facts(
+        family="qwen3", name="A�name�[2J", quant="Q4_K_M", ctx_train=4096, heads_kv=(2, 2), key_length=16, value_length=16
+    )
+
+
+def test_odd_types_in_a_header_are_as_if_absent():
+    facts = facts_of(parse_bytes(header({"general.architecture": 7, "general.name": [1], "general.file_type": "3"})))
+    assert facts == Facts()
+    assert facts_of(parse_bytes(header(model_pairs(ctx=1 << 40)))).ctx_train == 0
+
+
+def test_a_file_is_read_once_and_again_when_it_changes(tmp_path):
+    path = make_gguf(tmp_path / "a.gguf", name="One")
+    cache = HeaderCache(tmp_path / "state" / "headers.json")
+
+    def name(cache) -> str:
+        return cache.facts(str(path), path.stat()).name
+
+    assert [name(cache), name(cache), cache.files_read] == ["One", "One", 1]
+    assert cache.keep({str(path)}) == ""
+    again = HeaderCache(tmp_path / "state" / "headers.json")
+    assert [name(again), again.files_read] == ["One", 0]
+    os.utime(path, ns=(0, 5))
+    assert [name(again), again.files_read] == ["One", 1]
+    status = path.stat()
+    make_gguf(tmp_path / "b.gguf", name="Two").rename(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    # The same size and mtime, but another inode.
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert [name(again), again.files_read] == ["Two", 2]
+
+
+def test_a_broken_file_is_remembered_but_a_forbidden_one_is_tried_again(tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"nonsense")
+    cache = HeaderCache(None)
+    for _ in range(2):
+        assert cache.facts(str(broken), broken.stat()).reason == "is not a GGUF file"
+    assert cache.files_read == 1
+    for _ in range(2):
+        assert cache.facts(str(tmp_path / "gone.gguf"), broken.stat()).reason.startswith("cannot be read")
+    assert cache.files_read == 3
+    assert cache.keep(set()) == ""
+
+
+def test_only_what_is_still_there_is_kept_and_nothing_is_written_without_need(tmp_path):
+    store = tmp_path / "headers.json"
+    files = [make_gguf(tmp_path / f"{letter}.gguf") for letter in "ab"]
+    cache = HeaderCache(store)
+    for path in files:
+        cache.facts(str(path), path.stat())
+    cache.keep({str(path) for path in files})
+    before = store.stat()
+    cache.keep({str(path) for path in files})
+    assert (store.stat().st_ino, store.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    cache.keep({str(files[0])})
+    assert list(json.loads(store.read_text())["entries"]) == [str(files[0])]
+    assert [path.name for path in tmp_path.iterdir() if path.suffix not in (".gguf", ".json")] == []
+
+
+TORN = [b"", b"{", b"[]", b"\xff\xfe", b'{"format":1,"entries":{"a":[1]}}', b'{"format":99,"entries":{}}', b"[" * 99_999]
+
+
+@pytest.mark.parametrize("content", TORN, ids=range(len(TORN)))
+def test_a_torn_cache_is_ignored_and_replaced(tmp_path, content):
+    """F72."""
+    store = tmp_path / "headers.json"
+    store.write_bytes(content)
+    path = make_gguf(tmp_path / "a.gguf")
+    cache = HeaderCache(store)
+    assert cache.facts(str(path), path.stat()).family == "llama"
+    assert cache.keep({str(path)}) == ""
+    again = HeaderCache(store)
+    again.facts(str(path), path.stat())
+    assert again.files_read == 0
+
+
+def test_a_cache_that_cannot_be_written_is_a_note(tmp_path):
+    """F72."""
+    (tmp_path / "file").write_text("")
+    path = make_gguf(tmp_path / "a.gguf")
+    cache = HeaderCache(tmp_path / "file" / "headers.json")
+    assert cache.facts(str(path), path.stat()).family == "llama"
+    note = cache.keep({str(path)})
+    assert note.startswith("the header cache could not be written")
+    assert str(tmp_path) not in note
+
+
+def test_a_full_disk_leaves_the_old_cache(tmp_path, monkeypatch):
+    """F72."""
+    store = tmp_path / "headers.json"
+    path = make_gguf(tmp_path / "a.gguf")
+    cache = HeaderCache(store)
+    cache.facts(str(path), path.stat())
+    cache.keep({str(path)})
+    old = store.read_bytes()
+
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    assert "No space left" in cache.keep(set())
+    assert store.read_bytes() == old
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["a.gguf", "headers.json"]
+
+
+def test_printable_text_has_no_control_characters():
+    assert printable("a\0b\x1b\n\ud800ü😀") == "a�b���ü😀"
+    assert len(printable("x" * 999)) == 200

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""What people see of /status."""
+
+from __future__ import annotations
+
+from modeld.cli.status import summary
+
+ANSWER = {
+    "instances": [
+        {"model_id": "a.gguf", "state": "ready", "last_used_unix": 100, "est_vram_mb": 300, "queue_len": 2, "inflight": 4, "pid": 7},
+        {
+            "model_id": "b\x1b]0;x.gguf",
+            "state": "loading",
+            "last_used_unix": None,
+            "est_vram_mb": 9,
+            "queue_len": 0,
+            "inflight": 0,
+            "pid": None,
+        },
+    ],
+    "budget_mb": 1000,
+    "used_est_mb": 309,
+    "margin_mb": 50,
+    "uptime_seconds": 3700.5,
+    "server_time_unix": 190,
+    "evictions_total": 1,
+    "loads_total": 3,
+    "state": "ready",
+    "last_error": "b: out of memory",
+}
+
+
+def test_summary() -> None:
+    lines = summary(":8080", ANSWER).splitlines()
+    assert lines[0] == "modeld at :8080: ready, up 1h1m40s"
+    assert lines[1] == "memory: 309 of 1000 MiB, 50 of them kept free; loads: 3; evictions: 1"
+    assert lines[2] == "last error: b: out of memory"
+    assert lines[4].split() == ["a.gguf", "ready", "300", "4", "2", "7", "1m30s"]
+    assert lines[5].split() == ["b\ufffd]0;x.gguf", "loading", "9", "0", "0", "-", "-"]
+
+
+def test_nothing_loaded_and_nothing_said() -> None:
+    assert summary(":1", {"instances": []}).splitlines() == [
+        "modeld at :1: unknown, up 0s",
+        "memory: 0 MiB, no budget; loads: 0; evictions: 0",
+        "nothing is loaded",
+    ]

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""One daemon for all tests that only look, and the starter model for those that need their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from e2e.daemon import Daemon, link_models, running
+
+pytest.register_assert_rewrite("e2e.daemon")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name == "e2e":
+            item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture(scope="session")
+def starter() -> Path:
+    path = os.environ.get("MODELD_TEST_STARTER")
+    if not path:
+        pytest.skip("set MODELD_TEST_STARTER to the starter model's file; `make e2e-py` does")
+    return Path(path)
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Iterator[Daemon]:
+    """Models a, b and c, no budget."""
+    home = tmp_path_factory.mktemp("home")
+    models = link_models(home / "models", starter, "a.gguf", "b.gguf", "c.gguf")
+    with running(home, models) as one:
+        yield one

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""The driver on a real event loop, with hands that note what they are told; the scheduler is the real one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from core.play import spec
+
+from modeld.core.messages import (
+    InstanceExited,
+    InstanceReady,
+    LaunchChecked,
+    LoadRequested,
+    MemoryFreed,
+    ModelTableReplaced,
+    ShutdownRequested,
+)
+from modeld.core.model import LOCAL, InstanceId, Limits, ModelId, ModelSpec, Request, RequestId
+from modeld.core.scheduler import Scheduler
+from modeld.errors import ClientGone, DeadlineExceeded, Died, Draining, InvariantError, ModeldError, QueueFull, WaitTimeout
+from modeld.runtime.driver import Driver, Lease
+
+
+class Hands:
+    """Checks pass at once; a start is ready at once unless `ready` is off."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.driver: Driver | None = None
+        self.ready = True
+        self.gone: set[InstanceId] = set()
+
+    def check(self, one: ModelSpec) -> None:
+        assert self.driver is not None
+        self.driver.post(LaunchChecked(one.id, one.fingerprint))
+
+    def start(self, instance: InstanceId, one: ModelSpec) -> None:
+        self.told.append(f"start {instance}")
+        assert self.driver is not None
+        if self.ready:
+            self.driver.post(InstanceReady(instance, pid=1))
+
+    def stop(self, instance: InstanceId, why: str) -> None:
+        self.told.append(f"stop {instance} {why}")
+        assert self.driver is not None
+        self.driver.post(InstanceExited(instance, code=0))
+        self.driver.post(MemoryFreed(instance))
+
+    def served(self, instance: InstanceId) -> object:
+        return None if instance in self.gone else f"served {instance}"
+
+
+class Counts:
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+        self.loads: list[float] = []
+        self.pressure: list[str] = []
+        self.observe_wait = self.waits.append
+        self.observe_load = self.loads.append
+        self.backpressure = self.pressure.append
+
+
+class Stage:
+    def __init__(self, **limits: float) -> None:
+        models = {one.id: one for one in (spec("a", 100), spec("b", 100))}
+        base = {"budget_mb": {LOCAL: 150}} | limits
+        self.hands, self.counts, self.fatal = Hands(), Counts(), []
+        self.driver = Driver(
+            Scheduler(Limits(**base), models),  # type: ignore[arg-type]
+            observer=self.counts,
+            on_fatal=self.fatal.append,
+        )
+        self.hands.driver = self.driver
+        self.driver.attach(self.hands)  # type: ignore[arg-type]
+
+    def request(self, name: str, model: str = "a"):
+        return self.driver.request(Request(RequestId(name), ModelId(model)))
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    stage = Stage()
+    yield stage
+    stage.driver.close()
+    assert stage.fatal == []
+
+
+async def settle() -> None:
+    """Let every task that can run, run."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_request_holds_a_slot_inside_its_block(stage: Stage):
+    async with stage.request("r1") as lease:
+        assert (lease.instance, lease.served) == ("1/a", "served 1/a")
+        assert stage.driver.snapshot().instances[0].inflight == 1
+    assert stage.driver.snapshot().instances[0].inflight == 0
+    assert stage.hands.told == ["start 1/a"]
+    assert len(stage.counts.waits) == len(stage.counts.loads) == 1
+
+
+async def test_an_error_inside_the_block_gives_the_slot_back(stage: Stage):
+    for error in (Died("x"), ValueError("y")):
+        with pytest.raises(type(error)):
+            async with stage.request("r"):
+                raise error
+    assert stage.driver.snapshot().instances[0].inflight == 0
+
+
+async def test_the_second_waits_for_the_first(stage: Stage):
+    order: list[str] = []
+
+    async def one(name: str, leave: asyncio.Event) -> None:
+        async with stage.request(name):
+            order.append(f"{name} in")
+            await leave.wait()
+            order.append(f"{name} out")
+
+    first, second = asyncio.Event(), asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(one("r1", first))
+        group.create_task(one("r2", second))
+        await settle()
+        assert order == ["r1 in"]
+        first.set()
+        second.set()
+    assert order == ["r1 in", "r1 out", "r2 in", "r2 out"]
+
+
+async def test_a_cancelled_wait_leaves_the_line(stage: Stage):
+    async with stage.request("r1"):
+
+        async def wait() -> None:
+            async with stage.request("r2"):
+                raise AssertionError("it must not get in")
+
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(wait())
+            await settle()
+            assert stage.driver.snapshot().lines[0].length == 1
+            task.cancel()
+        assert stage.driver.snapshot().lines == ()
+
+
+async def test_a_withdrawal_ends_the_wait_with_its_error(stage: Stage):
+    async with stage.request("r1"):
+        pending = stage.request("r2")
+        stage.driver.loop.call_soon(pending.withdraw)
+        with pytest.raises(ClientGone):
+            async with pending:
+                raise AssertionError("it must not get in")
+        assert stage.driver.snapshot().lines == ()
+        early = stage.request("r3")
+        early.withdraw(Draining("no"))
+        with pytest.raises(Draining):
+            async with early:
+                raise AssertionError("it must not get in")
+
+
+async def test_a_withdrawal_after_the_grant_changes_nothing(stage: Stage):
+    pending = stage.request("r1")
+    async with pending:
+        pending.withdraw()
+        assert stage.driver.snapshot().instances[0].inflight == 1
+
+
+async def test_refusals_are_raised_and_counted():
+    stage = Stage(queue_depth_max=1, wait_max_seconds=0.01)
+    async with stage.request("r1"):
+        pending = stage.request("r2")
+        async with asyncio.TaskGroup() as group:
+
+            async def wait() -> None:
+                with pytest.raises(WaitTimeout):
+                    async with pending:
+                        raise AssertionError("it must not get in")
+
+            group.create_task(wait())
+            await settle()
+            with pytest.raises(QueueFull):
+                async with stage.request("r3"):
+                    raise AssertionError("it must not get in")
+    assert stage.counts.pressure == ["queue_full", "wait_timeout"]
+    stage.driver.close()
+
+
+async def test_the_timer_revokes_a_request_that_runs_too_long():
+    stage = Stage(infer_timeout_seconds=0.01)
+    revoked: asyncio.Future[ModeldError] = asyncio.get_running_loop().create_future()
+    async with stage.request("r1") as lease:
+        lease.on_revoke(revoked.set_result)
+        assert isinstance(await revoked, DeadlineExceeded)
+        assert isinstance(lease.revoked, DeadlineExceeded)
+        late: list[ModeldError] = []
+        lease.on_revoke(late.append)
+        assert len(late) == 1
+    stage.driver.close()
+
+
+async def test_a_crash_revokes_and_the_next_request_starts_anew(stage: Stage):
+    seen: list[ModeldError] = []
+    with pytest.raises(Died):
+        async with stage.request("r1") as lease:
+            lease.on_revoke(seen.append)
+            stage.driver.post(InstanceExited(lease.instance, code=-9))
+            stage.driver.post(MemoryFreed(InstanceId("1/a")))
+            raise seen[0]
+    async with stage.request("r2") as lease:
+        assert lease.instance == "2/a"
+
+
+async def test_a_grant_to_an_instance_that_is_gone_already_fails_and_frees_the_slot(stage: Stage):
+    stage.hands.gone.add(InstanceId("1/a"))
+    with pytest.raises(ModeldError, match="ended before"):
+        async with stage.request("r1"):
+            raise AssertionError("it must not get in")
+    assert stage.driver.snapshot().instances[0].inflight == 0
+
+
+async def test_one_model_gives_way_to_another(stage: Stage):
+    async with stage.request("r1", "a"):
+        pass
+    async with stage.request("r2", "b"):
+        assert stage.hands.told == ["start 1/a", "stop 1/a evicted for b", "start 2/b"]
+
+
+async def test_shutdown_ends_all(stage: Stage):
+    seen: list[ModeldError] = []
+    async with stage.request("r1") as lease:
+        lease.on_revoke(seen.append)
+        stage.driver.post(ShutdownRequested())
+        assert [error.kind for error in seen] == ["unloaded"]
+    assert stage.driver.snapshot().instances == ()
+
+
+async def test_a_broken_invariant_is_reported_and_the_driver_goes_on(caplog: pytest.LogCaptureFixture):
+    stage = Stage()
+    stage.driver.post(LoadRequested(ModelId("a")))
+    stage.driver.post(InstanceReady(InstanceId("9/z")))
+    assert [type(error) for error in stage.fatal] == [InvariantError]
+    assert "LoadRequested" in caplog.text  # the journal is in the log
+    stage.driver.post(ModelTableReplaced({}))
+    assert stage.driver.snapshot().instances == ()
+    stage.driver.close()
+
+
+async def test_a_lease_revoked_in_the_step_of_its_grant_is_given_back(stage: Stage):
+    """The instance dies after the grant is booked and before anybody holds the lease."""
+    lease = Lease(Request(RequestId("x"), ModelId("a")), InstanceId("1/a"), "served")  # type: ignore[arg-type]
+    lease.revoke(Died("gone"))
+    lease.revoke(Draining("later"))
+    assert isinstance(lease.revoked, Died)
