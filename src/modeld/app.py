@@ -61,11 +61,18 @@ def serve(loaded: Loaded, *, fetch_starter: bool = False) -> int:
     sockets = bind(settings.addr.host, settings.addr.port, settings.addr.unix_path)
     try:
         return uvloop.run(Daemon(settings, sockets).run())
+    except* ConfigError as several:  # found while the engine was looked for
+        raise _first(several) from None
     finally:
         for one in sockets:
             one.close()
         if settings.addr.unix_path is not None:
             Path(settings.addr.unix_path).unlink(missing_ok=True)
+
+
+def _first(several: BaseExceptionGroup[ConfigError]) -> ConfigError:
+    found = several.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found
 
 
 def _fetch(models_dir: Path) -> None:
@@ -137,11 +144,11 @@ class Daemon:
         return build_app(
             options,
             driver=driver,
-            table=lambda: self._table,
+            table=self._known_table,
             metrics=metrics,
             engine=lambda: self._engine,
             exits=lambda: () if self._supervisor is None else self._supervisor.exits,
-            rescan=self._known,
+            rescan=self._rescan,
         )
 
     def _shown_address(self) -> str:
@@ -155,7 +162,7 @@ class Daemon:
     # --- start and run ------------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
-        """Engine, then folder, for as long as the daemon runs. A request that comes earlier waits in `_known`."""
+        """Engine, then folder, for as long as the daemon runs. A request that comes earlier waits in `_known_table`."""
         settings = self._settings
         self._adapter, self._engine = await choose(
             adapter=settings.adapter,
@@ -189,12 +196,10 @@ class Daemon:
             if not self._stop.is_set():
                 await self._rescan()
 
-    async def _known(self) -> None:
-        """For a name nobody knows: look at the folder now."""
-        if self._catalog_known.is_set():
-            await self._rescan()
-        else:
-            await self._catalog_known.wait()
+    async def _known_table(self) -> ModelTable:
+        """The catalogue; a request that comes before the first look at the folder waits for it."""
+        await self._catalog_known.wait()
+        return self._table
 
     async def _rescan(self) -> None:
         async with self._scan_lock:

@@ -253,7 +253,10 @@ async def running(
     driver = FakeDriver(upstream)
     metrics = Metrics("1.2.3")
     fixed = ModelTable({SPEC.id: SPEC, BROKEN.id: BROKEN})
-    app = build_app(options or EdgeOptions(), driver=driver, table=table or (lambda: fixed), metrics=metrics, rescan=rescan)  # type: ignore[arg-type]
+    async def known() -> ModelTable:
+        return table() if table is not None else fixed
+
+    app = build_app(options or EdgeOptions(), driver=driver, table=known, metrics=metrics, rescan=rescan)  # type: ignore[arg-type]
     address = str(folder / "edge.sock")
     config = uvicorn.Config(
         app, http=make_protocol(ProtocolLimits()), ws="none", loop="none", lifespan="off", interface="asgi3", log_config=None
@@ -265,7 +268,7 @@ async def running(
     # The protocol without uvicorn's Server around it, which takes 0.1 s to stop.
     edge_server = await asyncio.get_running_loop().create_unix_server(protocol, address)
     async with model_server, edge_server:
-        transport = httpx.AsyncHTTPTransport(uds=address)
+        transport = httpx.AsyncHTTPTransport(uds=address, verify=False)  # saves 40 ms of reading certificates
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=20) as client:
             yield Edge(app, driver, upstream, metrics, client, address)
         for connection in list(state.connections):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from api.edge import SPEC, SSE_HEAD, Edge, Upstream, answers, chunk, hangs_after, http, post, running, sse
+from api.edge import SPEC, SSE_HEAD, Edge, FakeLease, Upstream, answers, chunk, hangs_after, http, post, running, sse
 from modeld.api.server import EdgeOptions
 from modeld.catalog.models import ModelTable
 from modeld.errors import (
@@ -217,3 +217,49 @@ async def test_the_childs_answer_goes_nowhere_else(edge: Edge) -> None:
     assert (await edge.infer()).status_code == 502
     edge.upstream.script = answers(sse(TOKEN, LAST))
     assert (await edge.infer(stream=False)).json()["content"] == "a"
+
+
+async def test_a_lease_revoked_before_it_was_used_asks_nobody(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeLease, "on_revoke", lambda self, callback: callback(Unloaded("gone again")))
+    answer = await edge.infer()
+    assert (answer.status_code, answer.json()["kind"]) == (503, "unloaded")
+    assert edge.upstream.asked == []
+    assert await edge.driver.ended() == "failed"
+
+
+async def test_a_client_that_leaves_while_the_folder_is_read_never_reaches_the_driver(tmp_path: Path) -> None:
+    scanning, scanned = asyncio.Event(), asyncio.Event()
+    now = ModelTable({})
+
+    async def rescan() -> None:
+        nonlocal now
+        scanning.set()
+        await scanned.wait()
+        now = ModelTable({SPEC.id: SPEC})
+
+    async with running(tmp_path, table=lambda: now, rescan=rescan) as edge:
+        _, writer = await edge.raw(post("/infer", INFER))
+        await scanning.wait()
+        writer.close()
+        await writer.wait_closed()
+        # Another request is served after it: by then the server has read the end of file of the first.
+        assert (await edge.client.get("/healthz")).status_code == 200
+        scanned.set()
+        assert (await edge.client.get("/healthz")).status_code == 200
+        assert edge.driver.requests == []
+        assert 'path="/infer",status="499"} 1.0' in edge.page()
+
+
+async def test_a_fault_of_ours_after_the_first_byte_is_logged_and_the_connection_ends(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(end: str) -> None:
+        raise ValueError(end)
+
+    edge.upstream.script = answers(SSE_HEAD + chunk(TOKEN))
+    edge.driver.note = broken  # type: ignore[method-assign]
+    reader, writer = await edge.raw(post("/infer", INFER))
+    seen = await reader.read(-1)
+    writer.close()
+    assert b'{"token":"a"}' in seen
+    assert b'"done"' not in seen
+    assert not seen.endswith(b"0\r\n\r\n")
+    assert "our fault" in caplog.text

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from e2e.daemon import Daemon, link_models, running
 
-pytest.register_assert_rewrite("e2e.daemon")
+from e2e.daemon import Daemon, link_models, running
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

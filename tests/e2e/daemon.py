@@ -36,6 +36,12 @@ def link_models(folder: Path, starter: Path, *names: str) -> Path:
     return folder
 
 
+def clean_environment(home: Path) -> dict[str, str]:
+    """This process' environment without settings of modeld's, in a home of its own. (Coverage of children travels in it.)"""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MODELD_", "XDG_"))}
+    return kept | {"HOME": str(home), "XDG_RUNTIME_DIR": str(home / "run")}
+
+
 def eventually(what: Callable[[], Any], because: str, seconds: float = PATIENCE_SECONDS) -> Any:
     """The first true value of `what()`; fails with `because` when there is none in time."""
     deadline = time.monotonic() + seconds
@@ -71,12 +77,11 @@ class Daemon:
         self.home = home
         self.log_path = home / "daemon.log"
         (home / "run").mkdir(parents=True, exist_ok=True)
-        inherited = {key: value for key, value in os.environ.items() if key.startswith(("COV_", "COVERAGE_", "PATH", "LD_", "LANG"))}
-        inherited |= {"HOME": str(home), "XDG_RUNTIME_DIR": str(home / "run")} | (environment or {})
+        surroundings = clean_environment(home) | (environment or {})
         command = [sys.executable, "-m", "modeld", "serve", "--addr", "127.0.0.1:0", "--models-dir", str(models), *flags]
         self.started_at = time.monotonic()
         with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(command, env=inherited, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=home)
+            self.process = subprocess.Popen(command, env=surroundings, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=home)
         self.port = 0
 
     def wait_listening(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from e2e.daemon import Answer, Daemon, link_models, running
 
 
@@ -31,7 +32,8 @@ def fails(answer: Answer, status: int, kind: str | None = None) -> str:
     [
         b"{", b"[]", b'"x"', b"", b"\xff\xfe", b'{"prompt":"\\ud800"}',
         {"model": "a.gguf"}, {"model": "a.gguf", "prompt": ""}, {"model": "a.gguf", "prompt": " \n\t"}, {"model": "a.gguf", "prompt": 7},
-        {"model": 3, "prompt": "x"}, {"model": "a.gguf", "prompt": "x", "max_tokens": 0}, {"model": "a.gguf", "prompt": "x", "max_tokens": -1},
+        {"model": 3, "prompt": "x"}, {"model": "a.gguf", "prompt": "x", "max_tokens": 0},
+        {"model": "a.gguf", "prompt": "x", "max_tokens": -1},
         {"model": "a.gguf", "prompt": "x", "max_tokens": 1.5}, {"model": "a.gguf", "prompt": "x", "max_tokens": True},
         {"model": "a.gguf", "prompt": "x", "max_tokens": "4"}, {"model": "a.gguf", "prompt": "x", "temperature": -1},
         {"model": "a.gguf", "prompt": "x", "top_p": 1.5}, {"model": "a.gguf", "prompt": "x", "top_k": -3},

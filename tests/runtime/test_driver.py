@@ -7,8 +7,8 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from core.play import spec
 
+from core.play import spec
 from modeld.core.messages import (
     InstanceExited,
     InstanceReady,

@@ -14,7 +14,7 @@ model, because a child gets neither our environment nor our arguments. Standard 
     flood_lines       so many lines on standard error, before the load
     close_output      true: closes both outputs
     ignore_term       true: refuses TERM
-    grandchild        "group" or "session": leaves a process behind, in its own group or only in its session; its pid is in <model>.grandchild
+    grandchild        "group" or "session": leaves a process behind, in its group or only in its session; pid in <model>.grandchild
     token_seconds     pause before each token
     prompt_seconds    pause before the response head
     tokens            words generated when the request sets no limit (default 8)
@@ -337,7 +337,9 @@ def describe_itself(flag):
     script = read_script(os.path.abspath(__file__))
     if script.get("silent_version"):
         time.sleep(600)
-    lines = [line for line in HELP.splitlines() if not any(name in line.replace(",", " ").split() for name in script.get("unknown_flags", []))]
+    lines = [
+        line for line in HELP.splitlines() if not any(name in line.replace(",", " ").split() for name in script.get("unknown_flags", []))
+    ]
     print("version: 1 (fake)" if flag == "--version" else "\n".join(lines))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -58,7 +58,7 @@ class Native:
         self,
         relay: Relay,
         *,
-        table: Callable[[], ModelTable],
+        table: Callable[[], Awaitable[ModelTable]],
         snapshot: Callable[[], Snapshot],
         exits: Exits,
         engine: Callable[[], EngineInfo | None],
@@ -94,7 +94,7 @@ class Native:
     async def models(self, call: Call) -> Reply:
         found = [
             Model(spec.id, spec.name, spec.path, spec.quant, spec.family, UNSET if spec.unavailable is None else spec.unavailable)
-            for spec in self._table().models.values()
+            for spec in (await self._table()).models.values()
         ]
         return Reply(200, encode(Models(found)))
 

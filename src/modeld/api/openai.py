@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -37,7 +37,7 @@ _COUNTS: Final = re.compile(rb'(?<!\\)"(prompt_tokens|completion_tokens|cache_n|
 class OpenAI:
     """The handlers."""
 
-    def __init__(self, relay: Relay, *, table: Callable[[], ModelTable]) -> None:
+    def __init__(self, relay: Relay, *, table: Callable[[], Awaitable[ModelTable]]) -> None:
         self._relay = relay
         self._table = table
         self._created = int(time.time())
@@ -52,7 +52,7 @@ class OpenAI:
         ]
 
     async def models(self, call: Call) -> Reply:
-        served = [spec for spec in self._table().models.values() if spec.unavailable is None]
+        served = [spec for spec in (await self._table()).models.values() if spec.unavailable is None]
         return Reply(200, encode(OpenAIModels([OpenAIModel(spec.id, self._created) for spec in served])))
 
     async def chat(self, call: Call) -> Reply | None:

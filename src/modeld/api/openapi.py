@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Final
 
 import msgspec
@@ -23,12 +24,11 @@ _ERRORS: Final = (
 
 
 class Documents:
-    """The two pages, made once."""
+    """The two pages, made when first asked for: that takes 10 ms, which the start of the daemon has better use for."""
 
     def __init__(self, version: str) -> None:
         self._version = version
-        self._json = b""
-        self._page = b""
+        self._table: Sequence[Route] = ()
 
     def routes(self) -> list[Route]:
         return [
@@ -37,12 +37,19 @@ class Documents:
         ]
 
     def describe(self, table: Sequence[Route]) -> None:
-        """Make the pages. Called once the table is complete, so that these two routes are in it as well."""
-        self._json = encode(document(table, self._version))
-        self._page = page(table, self._version).encode()
+        """What to describe. Called once the table is complete, so that these two routes are in it as well."""
+        self._table = table
+
+    @cached_property
+    def _document(self) -> dict[str, Any]:
+        return document(self._table, self._version)
+
+    @cached_property
+    def _page(self) -> bytes:
+        return page(self._table, self._document).encode()
 
     async def openapi(self, call: Call) -> Reply:
-        return Reply(200, self._json)
+        return Reply(200, encode(self._document))
 
     async def docs(self, call: Call) -> Reply:
         return Reply(200, self._page, _HTML, ((b"content-security-policy", _POLICY),))
@@ -92,16 +99,15 @@ def _operation(route: Route, schemas: dict[str, dict[str, Any]]) -> dict[str, An
     return operation
 
 
-def page(table: Sequence[Route], version: str) -> str:
-    """The table as one HTML page without scripts."""
-    described = document(table, version)
+def page(table: Sequence[Route], described: dict[str, Any]) -> str:
+    """The table, and its document, as one HTML page without scripts."""
     parts = [_section(route, described) for route in table]
     components = encode_pretty(described["components"]["schemas"])
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         "<title>modeld</title><style>body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;"
         "color-scheme:light dark}h2 code{font-size:1.1rem}pre{overflow:auto;padding:.5rem;border:1px solid #8886}</style>"
-        f"<h1>modeld {html.escape(version)}</h1><p>{html.escape(_ERRORS)}</p>{''.join(parts)}"
+        f"<h1>modeld {html.escape(described['info']['version'])}</h1><p>{html.escape(_ERRORS)}</p>{''.join(parts)}"
         f"<h2 id=schemas>Schemas</h2><pre>{html.escape(components)}</pre></html>"
     )
 

@@ -92,7 +92,7 @@ class Relay:
     def __init__(
         self,
         driver: Driver,
-        table: Callable[[], ModelTable],
+        table: Callable[[], Awaitable[ModelTable]],
         metrics: Metrics,
         *,
         default_model: str | None,
@@ -116,7 +116,7 @@ class Relay:
                 'the request names no model and there is no default_model; put "model" into the body, GET /models lists them'
             )
         try:
-            return self._table().resolve(name)
+            return (await self._table()).resolve(name)
         except UnknownModel:
             if self._rescan is None:
                 raise
@@ -124,7 +124,7 @@ class Relay:
             if time.monotonic() - self._rescanned_at >= RESCAN_PAUSE_SECONDS:
                 await self._rescan()
                 self._rescanned_at = time.monotonic()
-        return self._table().resolve(name)
+        return (await self._table()).resolve(name)
 
     async def serve(self, call: Call, model: ModelId, path: str, answer: Answer) -> Reply | None:
         """Have the child of `model` answer `POST path` with `call.body`. Raises whatever went wrong before the first byte."""

@@ -146,22 +146,22 @@ class Token(Struct):
     token: str
 
 
-class Done(Struct):
+class Done(Struct, kw_only=True):
     """The last line of `/infer`. `finish_reason` is "stop" or "length"."""
 
+    done: bool = True
     content: str
     finish_reason: str
     usage: Usage
-    done: bool = True
 
 
-class Failed(Struct):
+class Failed(Struct, kw_only=True):
     """The last line of `/infer` when it failed after the first byte."""
 
+    done: bool = True
     error: str
     code: int
     kind: str
-    done: bool = True
 
 
 class Fault(Struct):

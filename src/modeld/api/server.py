@@ -78,7 +78,7 @@ def build_app(
     options: EdgeOptions,
     *,
     driver: Driver,
-    table: Callable[[], ModelTable],
+    table: Callable[[], Awaitable[ModelTable]],
     metrics: Metrics,
     engine: Callable[[], EngineInfo | None] = lambda: None,
     exits: Callable[[], Iterable[tuple[float, ModelId, ExitReport]]] = tuple,
@@ -86,7 +86,7 @@ def build_app(
 ) -> App:
     """Wire the edge: handlers, table, documents.
 
-    table    the catalogue as it is now
+    table    the catalogue as it is now; the first look at the folder is waited for
     rescan   reads the models folder again and replaces the table; asked once for a name that is not known
     """
     cors = Cors(options.cors)

@@ -139,6 +139,7 @@ class Child:
             output.feed(data, self._loop.time())
         else:  # closed its output, which says nothing about its life
             self._loop.remove_reader(output.fd)
+            output.closed = True
 
     def _on_end(self) -> None:
         """The child is a zombie. End what it left behind, then reap it."""
@@ -230,10 +231,11 @@ async def capture(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, sec
 class _Output:
     """One output pipe: bytes in, whole lines into the log."""
 
-    __slots__ = ("_allowance", "_at", "_filter", "_log", "_skipping", "dropped", "fd", "partial", "read_after_end")
+    __slots__ = ("_allowance", "_at", "_filter", "_log", "_skipping", "closed", "dropped", "fd", "partial", "read_after_end")
 
     def __init__(self, fd: int, log: deque[str], line_filter: LineFilter | None, now: float) -> None:
         self.fd = fd
+        self.closed = False
         self.partial = bytearray()
         self.dropped = 0
         self.read_after_end = 0

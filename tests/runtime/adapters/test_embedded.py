@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-3.0-only
+# ruff: noqa: ASYNC240 - small files in a temporary folder
+"""The embedded engine, most of it with the real llama.cpp on the starter model. Rows F1, F13 and F21."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from modeld.core.model import InstanceId, LaunchOptions, ModelId, ModelSpec
+from modeld.errors import Died, EngineMissing, LoadFailed, ModelUnavailable, SpawnFailed
+from modeld.runtime.adapters import embedded
+from modeld.runtime.adapters.embedded import EmbeddedAdapter
+
+STARTER = os.environ.get("MODELD_TEST_STARTER")
+ONE = InstanceId("1/a.gguf")
+needs_starter = pytest.mark.skipif(STARTER is None, reason="set MODELD_TEST_STARTER to the starter model; make test does")
+
+
+def spec(path: str | None = None, **options: object) -> ModelSpec:
+    path = path or STARTER or ""
+    size = os.stat(path).st_size if os.path.exists(path) else 0
+    launch = LaunchOptions(ctx=256, parallel=2, threads=2, **options)  # type: ignore[arg-type]
+    return ModelSpec(ModelId("starter, the first.gguf"), path=path, size_bytes=size, options=launch)
+
+
+@pytest.fixture
+async def adapter(tmp_path: Path) -> AsyncIterator[EmbeddedAdapter]:
+    adapter = EmbeddedAdapter(runtime_dir=tmp_path / "run", stop_grace=2.0)
+    yield adapter
+    await adapter.close()
+
+
+@pytest.mark.engine
+@needs_starter
+async def test_a_model_is_loaded_served_and_unloaded(adapter: EmbeddedAdapter) -> None:
+    """Ready means that the next request is answered; TERM ends at once; the socket and nothing else was opened."""
+    progress: list[float] = []
+    served = adapter.start(ONE, spec(), progress.append)
+    await served.ready()
+    assert served.pid is not None
+    try:
+        assert await served.health()
+        assert progress
+        assert progress == sorted(progress)
+        assert progress[-1] == 1.0
+        body = json.dumps({"model": "x", "prompt": "Once upon", "max_tokens": 4}).encode()
+        answer = await served.generate("POST", "/v1/completions", [(b"content-type", b"application/json")], body)
+        reply = json.loads(await answer.read(100_000))
+        assert reply["usage"]["completion_tokens"] <= 4
+        slots = await served.generate("GET", "/slots", [], b"")
+        assert len(json.loads(await slots.read(100_000))) == 2
+        models = await served.generate("GET", "/v1/models", [], b"")
+        assert json.loads(await models.read(100_000))["data"][0]["id"] == "starter, the first.gguf"
+        limits = Path(f"/proc/{served.pid}/limits").read_text(encoding="ascii")
+        core = next(line for line in limits.splitlines() if line.startswith("Max core file size"))
+        assert core.split()[4:6] == ["0", "0"]
+        command = Path(f"/proc/{served.pid}/cmdline").read_bytes()
+        assert os.fsencode(spec().path) not in command
+    finally:
+        served.stop()
+    report = await served.exited()
+    assert (report.code, report.reason) == (-signal.SIGTERM, "stopped")
+    assert served.endpoint.socket is not None
+    assert not Path(served.endpoint.socket).exists()
+
+
+@pytest.mark.engine
+async def test_a_file_that_is_no_model(adapter: EmbeddedAdapter, tmp_path: Path) -> None:
+    """F1."""
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"GGUF" + bytes(100))
+    served = adapter.start(ONE, spec(str(bad)), lambda _: None)
+    with pytest.raises(LoadFailed) as caught:
+        await served.ready()
+    assert "/" not in caught.value.message
+    report = await served.exited()
+    assert report.code == 3
+    assert report.log_tail
+
+
+@pytest.mark.engine
+@needs_starter
+async def test_stop_in_the_middle_of_a_load(adapter: EmbeddedAdapter) -> None:
+    served = adapter.start(ONE, spec(), lambda _: None)
+    served.stop()
+    with pytest.raises(Died):
+        await served.ready()
+    assert (await served.exited()).code == -signal.SIGTERM
+
+
+@pytest.mark.engine
+async def test_the_devices_are_asked_in_another_process(adapter: EmbeddedAdapter) -> None:
+    info = await adapter.describe()
+    assert info.adapter == "embedded"
+    assert info.build.startswith("xllamacpp ")
+    assert any("CPU" in device for device in info.devices)
+    assert "xllamacpp" not in sys.modules
+
+
+@pytest.mark.engine
+@needs_starter
+@pytest.mark.parametrize("way", ["kill", "life line"])
+@pytest.mark.parametrize("moment", ["loading", "ready"])
+def test_no_orphan(tmp_path: Path, way: str, moment: str) -> None:
+    """F21: the parent is killed, or closes the pipe; llama.cpp holds the interpreter meanwhile."""
+    code = f"""
+        import asyncio, os, sys
+        from pathlib import Path
+        from modeld.core.model import *
+        from modeld.runtime.adapters.embedded import EmbeddedAdapter
+        async def main():
+            adapter = EmbeddedAdapter(runtime_dir=Path({str(tmp_path)!r}), stop_grace=1)
+            spec = ModelSpec(ModelId("a"), path={STARTER!r}, options=LaunchOptions(ctx=256))
+            loading = asyncio.Event()
+            served = adapter.start("1/a", spec, lambda _: loading.set())
+            await (served.ready() if {moment == "ready"} else loading.wait())
+            print(served.pid, flush=True)
+            await asyncio.to_thread(sys.stdin.readline)
+            served._child._process.stdin.close()
+            await asyncio.sleep(600)
+        asyncio.run(main())
+    """
+    argv = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        try:
+            assert parent.stdout is not None
+            assert parent.stdin is not None
+            pidfd = os.pidfd_open(int(parent.stdout.readline()))
+            try:
+                if way == "kill":
+                    parent.kill()
+                else:
+                    parent.stdin.write(b"\n")
+                    parent.stdin.flush()
+                poll = select.poll()
+                poll.register(pidfd, select.POLLIN)
+                assert poll.poll(10_000)
+            finally:
+                os.close(pidfd)
+        finally:
+            parent.kill()
+
+
+async def test_check_names_what_is_wrong(adapter: EmbeddedAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = tmp_path / "there.gguf"
+    there.write_bytes(b"GGUF")
+    await adapter.check(spec(str(there)))
+    with pytest.raises(ModelUnavailable, match=r"gone: missing\.gguf"):
+        await adapter.check(spec(str(tmp_path / "missing.gguf")))
+    with pytest.raises(ModelUnavailable, match="llama_extra_args"):
+        await adapter.check(spec(str(there), extra_args=("--foo",)))
+    with pytest.raises(ModelUnavailable, match="broken header"):
+        await adapter.check(ModelSpec(ModelId("a"), path=str(there), unavailable="broken header"))
+    monkeypatch.setattr(embedded, "find_engine", lambda: None)
+    with pytest.raises(EngineMissing):
+        await adapter.check(spec(str(there)))
+    with pytest.raises(SpawnFailed):
+        adapter.start(ONE, spec(str(there)), lambda _: None)
+    assert (await adapter.describe()).build == "missing"
+    assert await adapter.devices() is None
+
+
+async def test_no_core_limit_of_our_own_is_changed(adapter: EmbeddedAdapter) -> None:
+    """F13: the limit is the child's, set in the child."""
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    await asyncio.sleep(0)
+    await adapter.devices()
+    assert resource.getrlimit(resource.RLIMIT_CORE) == before

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""Any llama-server binary: what it says of itself, and the flags it gets. Its life cycle is tested with the supervisor."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modeld.core.model import FlashAttention, KvType, LaunchOptions, ModelId, ModelSpec
+from modeld.errors import EngineMissing
+from modeld.runtime.adapters import llama_server
+from modeld.runtime.adapters.llama_server import Build, LlamaServerAdapter, arguments, read_build
+
+FAKE = Path(__file__).parents[2] / "stub" / "fake_llama.py"
+SPEC = ModelSpec(ModelId("a.gguf"), path="/m/a.gguf", options=LaunchOptions(ctx=512, parallel=2, threads=3, extra_args=("--jinja",)))
+Make = Callable[..., LlamaServerAdapter]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def make(**script: Any) -> LlamaServerAdapter:
+        binary = tmp_path / "llama-server"
+        shutil.copy(FAKE, binary)
+        Path(f"{binary}.script.json").write_text(json.dumps(script), encoding="utf-8")
+        return LlamaServerAdapter(binary=binary, runtime_dir=tmp_path / "run", stop_grace=1)
+
+    return make
+
+
+async def test_build_is_told(make: Make) -> None:
+    adapter = make()
+    info = await adapter.describe()
+    assert (info.adapter, info.build, info.warning) == ("llama-server", "1 (fake)", "")
+    await adapter.close()
+
+
+async def test_a_silent_binary_is_an_unknown_build(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_server, "LOOK_SECONDS_MAX", 0.1)
+    adapter = make(silent_version=True)
+    info = await adapter.describe()
+    assert (info.build, info.warning) == ("unknown build", "")
+    await adapter.close()
+
+
+async def test_flags_that_an_older_build_lacks_are_left_out_and_named(make: Make, tmp_path: Path) -> None:
+    adapter = make(unknown_flags=["--fit", "-cram", "-kvu"])
+    info = await adapter.describe()
+    assert info.warning == "this llama-server does not know --fit, -cram, -kvu: left out"
+    given = arguments(SPEC, Path("/s"), adapter._build)
+    assert not {"--fit", "-cram", "-kvu", "--kv-unified"} & set(given)
+    assert "--offline" in given
+    await adapter.close()
+
+
+async def test_a_binary_that_changed_is_looked_at_again(make: Make, tmp_path: Path) -> None:
+    adapter = make()
+    await adapter.describe()
+    binary = tmp_path / "llama-server"
+    binary.write_text(binary.read_text(encoding="utf-8").replace("1 (fake)", "22 (fake)"), encoding="utf-8")
+    assert (await adapter.describe()).build == "22 (fake)"
+    await adapter.close()
+
+
+async def test_a_binary_that_is_not_there(tmp_path: Path) -> None:
+    for binary, what in ((None, "set llama_bin"), (tmp_path / "no", "gone"), (Path("/etc/passwd"), "may not be run")):
+        adapter = LlamaServerAdapter(binary=binary, runtime_dir=tmp_path, stop_grace=1)
+        with pytest.raises(EngineMissing, match=what):
+            await adapter.check(SPEC)
+        assert (await adapter.describe()).build == "missing"
+        await adapter.close()
+
+
+def test_every_option_is_a_flag() -> None:
+    options = LaunchOptions(
+        ctx=512, parallel=2, threads=3, ngl=-1, batch=64, ubatch=32, kv_type=KvType.Q8_0, flash_attn=FlashAttention.ON, kv_unified=False
+    )
+    given = arguments(ModelSpec(ModelId("a"), path="/m", mmproj="/p", options=options), Path("/s"), Build())
+    text = " ".join(given)
+    for part in (
+        *("-m /m", "--host /s", "-c 512", "-np 2", "-b 64", "-ub 32", "-ctk q8_0", "-ctv q8_0", "-ngl 999", "-t 3", "-tb 3", "-fa on"),
+        *("--fit off", "-cram 0", "-ctxcp 0", "--slots", "--no-ui", "--offline", "-no-kvu", "--mmproj /p", "--alias a"),
+    ):
+        assert f" {part} " in f" {text} "
+
+
+def test_extra_arguments_come_last() -> None:
+    assert arguments(SPEC, Path("/s"), Build())[-1] == "--jinja"
+
+
+def test_help_of_an_old_build() -> None:
+    usage = ["-m,    --model FNAME", "--host HOST", "-fa,   --flash-attn   enable Flash Attention", "--no-webui"]
+    build = read_build(["version: 4000 (abc)", "built with cc"], usage)
+    assert build.name == "4000 (abc)"
+    on = ModelSpec(ModelId("a"), path="/m", options=LaunchOptions(flash_attn=FlashAttention.ON))
+    assert arguments(on, Path("/s"), build)[-2:] == ["-fa", "--no-webui"]
+    assert "-fa" not in arguments(SPEC, Path("/s"), build)
+
+
+def test_help_that_is_none_is_not_believed() -> None:
+    assert read_build(["hello"], ["unknown option --help"]) == Build()
+    assert read_build(None, None) == Build()
+
+
+def test_the_environment_does_not_reach_the_binary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_ARG_HOST", "0.0.0.0")
+    assert "LLAMA_ARG_HOST" not in llama_server.child_environment(os.environ, Path("/h"))

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""What the embedded engine's child is told, without starting it."""
+
+from __future__ import annotations
+
+import os
+from enum import IntEnum
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from modeld.core.model import FlashAttention, KvType, LaunchOptions, ModelId, ModelSpec
+from modeld.runtime.adapters import worker
+from modeld.runtime.adapters.embedded import parameters
+
+
+class GgmlType(IntEnum):
+    GGML_TYPE_F16 = 1
+    GGML_TYPE_Q8_0 = 8
+
+
+class FlashAttn(IntEnum):
+    LLAMA_FLASH_ATTN_TYPE_AUTO = -1
+    LLAMA_FLASH_ATTN_TYPE_DISABLED = 0
+    LLAMA_FLASH_ATTN_TYPE_ENABLED = 1
+
+
+ENGINE = SimpleNamespace(ggml_type=GgmlType, llama_flash_attn_type=FlashAttn)
+
+
+def applied(spec: ModelSpec) -> SimpleNamespace:
+    params = SimpleNamespace(
+        model=SimpleNamespace(path=""), mmproj=SimpleNamespace(path=""), cpuparams=SimpleNamespace(), cpuparams_batch=SimpleNamespace()
+    )
+    worker.apply(params, parameters(spec, Path("/run/1.sock"), Path("/lib")), ENGINE)
+    return params
+
+
+def test_every_option_is_passed_on() -> None:
+    options = LaunchOptions(
+        ctx=1024, parallel=3, threads=5, ngl=7, batch=64, ubatch=32, kv_type=KvType.Q8_0, flash_attn=FlashAttention.ON, kv_unified=False
+    )
+    params = applied(ModelSpec(ModelId("a.gguf"), path="/m/a.gguf", mmproj="/m/p.gguf", options=options))
+    assert (params.model.path, params.mmproj.path, params.hostnames, params.model_alias) == (
+        "/m/a.gguf",
+        "/m/p.gguf",
+        ["/run/1.sock"],
+        {"a.gguf"},
+    )
+    assert (params.n_ctx, params.n_parallel, params.n_gpu_layers, params.n_batch, params.n_ubatch) == (1024, 3, 7, 64, 32)
+    assert (params.cache_type_k, params.cache_type_v, params.flash_attn_type, params.kv_unified) == (8, 8, 1, False)
+    assert (params.cpuparams.n_threads, params.cpuparams_batch.n_threads) == (5, 5)
+    assert params.n_threads_http > 3
+
+
+def test_nothing_is_left_to_the_engine() -> None:
+    """No fit pass, no page, no prompt cache beyond what was asked for, no download."""
+    params = applied(ModelSpec(ModelId("a.gguf"), path="/m/a.gguf"))
+    assert (params.fit_params, params.ui, params.cache_ram_mib, params.n_ctx_checkpoints, params.offline) == (False, False, 0, 0, True)
+    assert (params.warmup, params.endpoint_slots, params.endpoint_props, params.n_gpu_layers) == (True, True, False, 999)
+    assert params.mmproj.path == ""
+
+
+def test_the_kv_types_are_known_to_the_engine() -> None:
+    for kv_type in KvType:
+        assert f"GGML_TYPE_{kv_type.value.upper()}".isidentifier()
+
+
+@pytest.mark.engine
+def test_the_names_are_the_real_engines() -> None:
+    """In a child: an import of the engine would stay in this process."""
+    import subprocess
+    import sys
+
+    names = [f"GGML_TYPE_{kv_type.value.upper()}" for kv_type in KvType]
+    code = f"import xllamacpp as x; [x.ggml_type[n] for n in {names}]; [x.llama_flash_attn_type[n] for n in {[f.name for f in FlashAttn]}]"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_only_the_first_line_is_read() -> None:
+    read, write = os.pipe()
+    try:
+        os.write(write, b'{"a": 1}\n')
+        assert worker.read_line(read) == b'{"a": 1}\n'
+    finally:
+        os.close(read)
+        os.close(write)

@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: GPL-3.0-only
+# ruff: noqa: ASYNC240 - small files in a temporary folder
+"""The supervisor over real stub children: every ending is one chain of events. Rows F1, F2, F6, F8, F10, F12, F15 to F17, F19, F25."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modeld.core.messages import (
+    Event,
+    InstanceExited,
+    InstanceFailed,
+    InstanceReady,
+    InstanceSpawned,
+    LaunchChecked,
+    LaunchRejected,
+    LoadProgressed,
+    MemoryFreed,
+)
+from modeld.core.model import InstanceId, LaunchOptions, ModelId, ModelSpec
+from modeld.errors import Died, EngineMissing, InvariantError, LoadFailed, LoadStalled, ModelUnavailable, OutOfMemory, SpawnFailed
+from modeld.runtime.adapters.interface import Adapter, EngineInfo, Served
+from modeld.runtime.adapters.llama_server import LlamaServerAdapter
+from modeld.runtime.adapters.process import Stall
+from modeld.runtime.supervisor import Supervisor
+
+FAKE = Path(__file__).parents[1] / "stub" / "fake_llama.py"
+ONE = InstanceId("1/a.gguf")
+Chain = list[type[Event]]
+SERVED: Chain = [InstanceSpawned, InstanceReady, InstanceExited, MemoryFreed]
+FAILED: Chain = [InstanceSpawned, InstanceFailed, InstanceExited, MemoryFreed]
+STOPPED: Chain = [InstanceSpawned, InstanceExited, MemoryFreed]
+
+
+class Stage:
+    """A supervisor with the stub behind it, and what it posted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.events: list[Event] = []
+        self._news = asyncio.Event()
+        self.adapter: Adapter = LlamaServerAdapter(
+            binary=FAKE, runtime_dir=folder / "run", stop_grace=0.2, stall=Stall(seconds=0.4, seconds_per_gib=0)
+        )
+        self.supervisor = Supervisor(self.adapter, self.post)
+
+    def post(self, event: Event) -> None:
+        self.events.append(event)
+        self._news.set()
+
+    def spec(self, name: str = "a.gguf", **script: Any) -> ModelSpec:
+        path = self.folder / name
+        path.write_bytes(b"GGUF")
+        Path(f"{path}.script.json").write_text(json.dumps(script), encoding="utf-8")
+        return ModelSpec(ModelId(name), path=str(path), size_bytes=4, fingerprint="f", options=LaunchOptions(parallel=2))
+
+    async def until(self, kind: type[Event], instance: InstanceId = ONE) -> Any:
+        async with asyncio.timeout(20):
+            while True:
+                for event in self.events:
+                    if isinstance(event, kind) and getattr(event, "instance", instance) == instance:
+                        return event
+                self._news.clear()
+                await self._news.wait()
+
+    def chain(self, instance: InstanceId = ONE) -> Chain:
+        return [
+            type(event) for event in self.events if getattr(event, "instance", None) == instance and not isinstance(event, LoadProgressed)
+        ]
+
+    async def start(self, **script: Any) -> Served:
+        self.supervisor.start(ONE, self.spec(**script))
+        await self.until(InstanceReady)
+        served = self.supervisor.served(ONE)
+        assert served is not None
+        return served
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    stage = Stage(tmp_path)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(stage.supervisor.run(), name="supervisor")
+        await asyncio.sleep(0)
+        try:
+            yield stage
+        finally:
+            await stage.supervisor.close()
+            await stage.adapter.close()
+    assert list((tmp_path / "run").glob("*")) == []
+
+
+async def test_a_model_is_served_and_unloaded(stage: Stage) -> None:
+    served = await stage.start()
+    assert await served.health()
+    exchange = await served.generate("POST", "/completion", [], b'{"prompt": "a b", "n_predict": 3}')
+    assert json.loads(await exchange.read(10_000))["content"] == " a b a"
+    stage.supervisor.stop(ONE, "test")
+    stage.supervisor.stop(ONE, "test")
+    assert (await stage.until(InstanceExited)).reason == "stopped"
+    assert stage.chain() == SERVED
+    assert stage.supervisor.served(ONE) is None
+    ((_, model, report),) = stage.supervisor.exits
+    assert (model, report.code) == ("a.gguf", -signal.SIGTERM)
+
+
+async def test_slow_start(stage: Stage) -> None:
+    """A server that answers 503 for a while is loading, not broken; what it says meanwhile is progress."""
+    await stage.start(load_seconds=0.3)
+
+
+async def test_readiness_line_is_progress_and_ready(stage: Stage) -> None:
+    state = 'cmd_child_to_router:state:{"state":"loading","payload":{"stages":["text_model"],"current":"text_model","value":%s}}\n'
+    ready = 'cmd_child_to_router:state:{"state":"ready","payload":{"id":"a"}}\n'
+    stage.supervisor.start(ONE, stage.spec(hang_in_load=True, stdout=state % 0.5 + "nonsense\n" + state % 0.501 + ready))
+    await stage.until(InstanceReady)
+    assert [e.fraction for e in stage.events if isinstance(e, LoadProgressed)] == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "code"),
+    [
+        ({"exit_in_load": 1}, LoadFailed, 1),
+        ({"exit_in_load": 0}, LoadFailed, 0),
+        ({"exit_in_load": 1, "stderr": "unknown model architecture: 'x'\n"}, LoadFailed, 1),
+        ({"exit_in_load": 1, "stderr": "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer\n"}, OutOfMemory, 1),
+        ({"exit_in_load": 1, "stderr": "cudaMalloc failed: out of memory\n"}, OutOfMemory, 1),
+        ({"kill_in_load": True}, OutOfMemory, -9),
+        ({"hang_in_load": True}, LoadStalled, -9),
+    ],
+    ids=["exit 1", "exit 0", "architecture", "allocate", "cuda", "killed", "stall"],
+)
+async def test_a_load_that_fails(stage: Stage, script: dict[str, Any], error: type[Exception], code: int) -> None:
+    """F1, F8, F10: the reason is typed, plain, and names neither file nor log line."""
+    stage.supervisor.start(ONE, stage.spec(**script))
+    assert (await stage.until(MemoryFreed)) == MemoryFreed(ONE)
+    assert stage.chain() == FAILED
+    failed = await stage.until(InstanceFailed)
+    assert type(failed.error) is error
+    assert "/" not in failed.error.message
+    assert (await stage.until(InstanceExited)).code == code
+
+
+async def test_a_stall_may_refuse_term(stage: Stage) -> None:
+    stage.supervisor.start(ONE, stage.spec(hang_in_load=True, ignore_term=True))
+    await stage.until(MemoryFreed)
+    assert stage.chain() == FAILED
+
+
+async def test_a_bad_interpreter_is_a_failed_spawn(stage: Stage) -> None:
+    """F17: found only by the exec in the child."""
+    broken = stage.folder / "llama-server"
+    broken.write_text("#!/does/not/exist\n", encoding="ascii")
+    broken.chmod(0o755)
+    stage.adapter = LlamaServerAdapter(binary=broken, runtime_dir=stage.folder / "run2", stop_grace=0.2)
+    stage.supervisor._adapter = stage.adapter
+    stage.supervisor.start(ONE, stage.spec())
+    await stage.until(MemoryFreed)
+    assert stage.chain() == FAILED
+    assert isinstance((await stage.until(InstanceFailed)).error, SpawnFailed)
+    await stage.adapter.close()
+
+
+async def test_a_spawn_that_fails_gives_the_same_chain(stage: Stage) -> None:
+    """F17: nothing is half registered."""
+    stage.supervisor._adapter = LlamaServerAdapter(binary=None, runtime_dir=stage.folder / "run", stop_grace=0.2)
+    stage.supervisor.start(ONE, stage.spec())
+    assert stage.events == []  # nothing is posted from inside the call
+    await stage.until(MemoryFreed)
+    assert stage.chain() == [InstanceFailed, InstanceExited, MemoryFreed]
+    assert stage.supervisor.served(ONE) is None
+
+
+@pytest.mark.parametrize("script", [{"load_seconds": 60}, {"load_seconds": 60, "ignore_term": True}, {"hang_in_load": True}])
+async def test_stop_while_it_loads(stage: Stage, script: dict[str, Any]) -> None:
+    """F19, F6: neither ready nor failed comes any more."""
+    stage.supervisor.start(ONE, stage.spec(**script))
+    await stage.until(InstanceSpawned)
+    stage.supervisor.stop(ONE, "test")
+    await stage.until(MemoryFreed)
+    assert stage.chain() == STOPPED
+
+
+async def test_stop_in_the_same_breath_as_start(stage: Stage) -> None:
+    stage.supervisor.start(ONE, stage.spec())
+    stage.supervisor.stop(ONE, "test")
+    await stage.until(MemoryFreed)
+    assert stage.chain() == STOPPED
+
+
+async def test_refused_term_with_a_grandchild_left_behind(stage: Stage) -> None:
+    """F6, F12."""
+    for instance, where in ((ONE, "group"), (InstanceId("2/b.gguf"), "session")):
+        spec = stage.spec(f"{where}.gguf", ignore_term=True, grandchild=where)
+        stage.supervisor.start(instance, spec)
+        await stage.until(InstanceReady, instance)
+        grandchild = int(Path(f"{spec.path}.grandchild").read_text(encoding="ascii"))
+        pidfd = os.pidfd_open(grandchild)
+        try:
+            stage.supervisor.stop(instance, "test")
+            assert (await stage.until(InstanceExited, instance)).code == -signal.SIGKILL
+            with pytest.raises(ProcessLookupError):  # gone, or a zombie that waits for its own new parent
+                signal.pidfd_send_signal(pidfd, 0)
+                if "State:\tZ" in Path(f"/proc/{grandchild}/status").read_text(encoding="ascii"):
+                    raise ProcessLookupError
+        finally:
+            os.close(pidfd)
+        await stage.until(MemoryFreed, instance)
+        assert stage.chain(instance) == SERVED
+
+
+async def test_crash_in_mid_stream(stage: Stage) -> None:
+    """F2: the stream ends with an error, then the instance is gone."""
+    served = await stage.start(crash_at_token=3)
+    exchange = await served.generate("POST", "/completion", [], b'{"prompt": "a", "stream": true}')
+    with pytest.raises(Died):
+        await exchange.read(10_000)
+    exited = await stage.until(InstanceExited)
+    assert exited.code == -signal.SIGKILL
+    assert "memory" in exited.reason
+    await stage.until(MemoryFreed)
+    assert stage.chain() == SERVED
+
+
+async def test_killed_from_outside(stage: Stage) -> None:
+    served = await stage.start()
+    assert served.pid is not None
+    os.kill(served.pid, signal.SIGKILL)
+    await stage.until(MemoryFreed)
+    assert stage.chain() == SERVED
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        {"flood_bytes": 8 << 20},
+        {"flood_lines": 20_000},
+        {"close_output": True},
+        {"stdout": "\x00\xff\x1b[2J cmd_child_to_router:state:{\n"},
+    ],
+    ids=["flood", "lines", "closed", "garbage"],
+)
+async def test_an_odd_log_disturbs_nothing(stage: Stage, script: dict[str, Any]) -> None:
+    """F15, F16."""
+    served = await stage.start(**script)
+    assert await served.health()
+    assert not any(char < " " for line in served.log_tail() for char in line)
+    stage.supervisor.stop(ONE, "test")
+    await stage.until(MemoryFreed)
+    assert stage.chain() == SERVED
+
+
+async def test_kill_all_is_at_once(stage: Stage) -> None:
+    stage.supervisor.start(ONE, stage.spec(ignore_term=True))
+    stage.supervisor.start(two := InstanceId("2/b.gguf"), stage.spec("b.gguf", load_seconds=60))
+    await stage.until(InstanceReady)
+    stage.supervisor.kill_all()
+    await stage.until(MemoryFreed, ONE)
+    await stage.until(MemoryFreed, two)
+    assert (stage.chain(), stage.chain(two)) == (SERVED, STOPPED)
+
+
+async def test_twice_the_same_instance_is_our_bug(stage: Stage) -> None:
+    stage.supervisor.start(ONE, stage.spec())
+    with pytest.raises(InvariantError):
+        stage.supervisor.start(ONE, stage.spec())
+
+
+async def test_check_says_yes_or_no(stage: Stage) -> None:
+    spec = stage.spec()
+    stage.supervisor.check(spec)
+    assert await stage.until(LaunchChecked) == LaunchChecked(spec.id, "f")
+    Path(spec.path).unlink()
+    stage.supervisor.check(spec)
+    rejected = await stage.until(LaunchRejected)
+    assert isinstance(rejected.error, ModelUnavailable)
+    assert "/" not in rejected.error.message
+
+
+class Broken(Adapter):
+    """Raises what no adapter should."""
+
+    name = "broken"
+
+    async def describe(self) -> EngineInfo:
+        raise EngineMissing("no")
+
+    async def check(self, spec: ModelSpec) -> None:
+        raise ZeroDivisionError
+
+    def start(self, instance: InstanceId, spec: ModelSpec, on_progress: Callable[[float], None]) -> Served:
+        raise ZeroDivisionError
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_a_bug_in_an_adapter_costs_one_instance(stage: Stage) -> None:
+    """F25: it is logged, the chain is complete, the others live."""
+    await stage.start()
+    stage.supervisor._adapter = Broken()
+    two = InstanceId("2/b.gguf")
+    stage.supervisor.start(two, stage.spec("b.gguf"))
+    stage.supervisor.check(stage.spec("b.gguf"))
+    await stage.until(MemoryFreed, two)
+    await stage.until(LaunchRejected)
+    assert stage.chain(two) == [InstanceFailed, InstanceExited, MemoryFreed]
+    assert stage.supervisor.served(ONE) is not None
+
+
+async def test_a_supervisor_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(stage.supervisor.run(), name="supervisor")
+        await asyncio.sleep(0)
+        served = await stage.start()
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+        report = await served.exited()
+        assert report.code == -signal.SIGKILL
+    await stage.adapter.close()
+
+
+async def test_nothing_starts_before_run(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    with pytest.raises(InvariantError):
+        stage.supervisor.start(ONE, stage.spec())
+    with pytest.raises(InvariantError):
+        stage.supervisor.check(stage.spec())
+    await stage.supervisor.close()
