@@ -468,9 +468,9 @@ def test_slow_bodies_are_a_408(pause: float, rate: int, run: Run) -> None:
 
     async def story() -> None:
         async with serving(echo, body_seconds=0.05, body_bytes_per_second_min=rate) as served, served.client() as client:
-            await client.send(post(b"x" * 1000)[:-999])
+            await client.send(post(b"x" * 100_000)[:-99_999])
             async with asyncio.TaskGroup() as group:
-                dripping = group.create_task(drip(client, b"x" * 900 if pause else b"", pause))
+                dripping = group.create_task(drip(client, b"x" * 90_000 if pause else b"", pause))
                 assert await client.rest() == b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 12\r\nconnection: close\r\n\r\nbody_timeout"
                 dripping.cancel()
 
@@ -509,6 +509,7 @@ def test_a_body_that_was_not_asked_for_yet_is_not_late(run: Run) -> None:
             await asyncio.sleep(0.39)
             go.set()
             await waiting.until(b"100 Continue\r\n\r\n")
+            await asyncio.sleep(0.1)  # past where the clock stood when the body was asked for
             await waiting.send(b"12")
             assert (await waiting.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
             assert (await paused.rest()).endswith(b"200000")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-only
-# ruff: noqa: ASYNC110, ASYNC222, ASYNC230, ASYNC240 - what the child does is looked at from outside; nothing else runs on the loop
+# ruff: noqa: ASYNC110, ASYNC222, ASYNC230 - what the child does is looked at from outside; nothing else runs on the loop
 
 """A child process on real pipes and signals, on both event loops. Rows F3, F4, F6, F12, F13, F15, F16, F17 and F21."""
 

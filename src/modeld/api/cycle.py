@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 _BAD_NAME: Final = re.compile(rb"[^!#$%&'*+.^_`|~0-9A-Za-z-]")
 _BAD_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_SMALL_CHUNK_BYTES: Final = 16 * 1024
-"""Up to here copying a chunk into its frame is cheaper than handing the transport three pieces."""
 _FAULT: Final = "modeld failed to answer this request. This is a fault of modeld; its log says more."
 
 
@@ -209,8 +207,6 @@ class Cycle:
             return
         if self._head is not None:
             self._transport.write(self._take_head(None) + self._frame(chunk))
-        elif self._chunked and len(chunk) > _SMALL_CHUNK_BYTES:
-            self._transport.writelines([b"%x\r\n" % len(chunk), chunk, b"\r\n"])
         else:
             self._transport.write(self._frame(chunk))
 

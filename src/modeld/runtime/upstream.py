@@ -184,8 +184,6 @@ class Exchange(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        if self._ended:
-            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._ended:
