@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-only
-"""Measures the daemon from outside, as a user meets it; rule: black box, standard library only, it reports and never judges.
+"""Measures the daemon from outside, as a user meets it; rule: black box, it reports and never judges.
 
-Start to /healthz, first /infer cold and warm, a switch between two models that do not fit together, resident memory. Each figure is the
-median of `--rounds` fresh daemons; seconds are wall clock, MB means MiB.
+Start to /healthz, first /infer cold and warm, the former also over the same engine started by hand in the same round, a switch between
+two models that do not fit together, resident memory. Each figure is the median of `--rounds` fresh daemons; seconds are wall clock, MB
+means MiB.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from modeld.catalog.models import Catalog, ModelOverride
+from modeld.core.model import ModelId
+from modeld.runtime.adapters import worker
+from modeld.runtime.adapters.embedded import find_engine, parameters
 
 START_SECONDS_MAX = 30.0
 ANSWER_SECONDS_MAX = 120.0
@@ -111,6 +117,33 @@ def place(source: Path, target: Path) -> None:
         target.symlink_to(source)
 
 
+def engine_by_hand(folder: Path, model: Path) -> float:
+    """Seconds from starting the engine with the daemon's own arguments to the end of the same short answer."""
+    found = find_engine()
+    if found is None:
+        raise SystemExit("the embedded engine is not installed")
+    spec = Catalog(model.parent, lambda _: ModelOverride(), folder / "state" / "headers.json").scan().models[ModelId(model.name)]
+    path = folder / "hand.sock"
+    line = json.dumps(parameters(spec, path, found)).encode() + b"\n"
+    asked = {"prompt": "Once upon a time", "n_predict": 8, "stream": True}
+    begin = time.perf_counter()
+    command = [sys.executable, "-I", "-S", worker.__file__, str(os.getpid())]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(line)
+        process.stdin.flush()
+        while worker.READY.encode() not in process.stdout.readline():
+            if process.poll() is not None:
+                raise SystemExit("the engine did not start")
+        connection = UnixConnection(str(path))
+        connection.request("POST", "/completion", json.dumps(asked), {"content-type": "application/json"})
+        connection.getresponse().read()
+        seconds = time.perf_counter() - begin
+        process.kill()
+    return seconds
+
+
 def one_round(model: Path, many: int) -> dict[str, float]:
     """One fresh folder, one daemon for the answers and one more whose header cache is filled."""
     figures: dict[str, float] = {}
@@ -124,8 +157,14 @@ def one_round(model: Path, many: int) -> dict[str, float]:
         (folder / "modeld.json").write_text(json.dumps(declared))
         with daemon(folder, *one_model) as (running, seconds):
             figures["start to /healthz, headers not cached, s"] = seconds
+            begin = time.perf_counter()
+            running.call("GET", "/models")
+            figures["the folder read, headers not cached, s"] = time.perf_counter() - begin
             figures["resident memory after the start, MB"] = running.resident_mb()
-            figures["first /infer, cold, s"] = running.infer("m000.gguf")
+            by_hand = engine_by_hand(folder, folder / "models" / "m000.gguf")
+            figures["first /infer, cold, s"] = cold = running.infer("m000.gguf")
+            figures["the same engine started by hand, and its answer, s"] = by_hand
+            figures["first /infer, cold, over by hand"] = cold / by_hand
             figures["second /infer, warm, s"] = running.infer("m000.gguf")
             figures["switch to a model that does not fit beside it, s"] = running.infer("m001.gguf")
             figures["resident memory after three answers, MB"] = running.resident_mb()
