@@ -15,8 +15,10 @@ import logging
 import signal
 import socket
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar, cast
 
 import uvloop
 
@@ -33,7 +35,7 @@ from modeld.config import Loaded, Settings
 from modeld.core.messages import LoadRequested, ModelTableReplaced, ShutdownRequested
 from modeld.core.model import ModelSpec
 from modeld.core.scheduler import Scheduler
-from modeld.errors import ConfigError, InvariantError, ModeldError
+from modeld.errors import ConfigError, Draining, InvariantError, ModeldError
 from modeld.runtime.adapters.choice import choose
 from modeld.runtime.adapters.external import ExternalAdapter
 from modeld.runtime.adapters.interface import Adapter, EngineInfo
@@ -41,6 +43,7 @@ from modeld.runtime.driver import Driver
 from modeld.runtime.supervisor import Supervisor
 
 log = logging.getLogger("modeld.app")
+T = TypeVar("T")
 
 EXIT_OK: Final = 0
 EXIT_CONFIG: Final = 2
@@ -60,7 +63,7 @@ def serve(loaded: Loaded, *, fetch_starter: bool = False) -> int:
         _fetch(settings.models_dir)
     sockets = bind(settings.addr.host, settings.addr.port, settings.addr.unix_path)
     try:
-        return uvloop.run(Daemon(settings, sockets).run())
+        return uvloop.run(_run(settings, sockets))
     except* ConfigError as several:  # found while the engine was looked for
         raise _first(several) from None
     finally:
@@ -68,6 +71,10 @@ def serve(loaded: Loaded, *, fetch_starter: bool = False) -> int:
             one.close()
         if settings.addr.unix_path is not None:
             Path(settings.addr.unix_path).unlink(missing_ok=True)
+
+
+async def _run(settings: Settings, sockets: list[socket.socket]) -> int:
+    return await Daemon(settings, sockets).run()
 
 
 def _first(several: BaseExceptionGroup[ConfigError]) -> ConfigError:
@@ -96,7 +103,7 @@ class Daemon:
         self._adapter: Adapter | None = None
         self._supervisor: Supervisor | None = None
         self._stop = asyncio.Event()
-        self._catalog_known = asyncio.Event()
+        self._first_look: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._look = asyncio.Event()
         self._signals = 0
         self._exit_code = EXIT_OK
@@ -179,26 +186,25 @@ class Daemon:
         self._driver.attach(supervisor)
         async with asyncio.TaskGroup() as group:
             group.create_task(supervisor.run(), name="supervisor")
-            await self._rescan()
-            log.info("%d models in %s", len(self._table.models), settings.models_dir)
-            for spec in self._table.models.values():
-                if spec.preload:
-                    self._driver.post(LoadRequested(spec.id, may_evict=False))
             group.create_task(self._watch(), name="folder")
 
     async def _watch(self) -> None:
         """The file system cannot tell us of changes on every mount: look again and again."""
+        await self._rescan()
+        log.info("%d models in %s", len(self._table.models), self._settings.models_dir)
+        for spec in self._table.models.values():
+            if spec.preload:
+                self._driver.post(LoadRequested(spec.id, may_evict=False))
         while not self._stop.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.rescan_interval):
                     await self._look.wait()
             self._look.clear()
-            if not self._stop.is_set():
-                await self._rescan()
+            await self._rescan()
 
     async def _known_table(self) -> ModelTable:
         """The catalogue; a request that comes before the first look at the folder waits for it."""
-        await self._catalog_known.wait()
+        await asyncio.shield(self._first_look)
         return self._table
 
     async def _rescan(self) -> None:
@@ -210,11 +216,12 @@ class Daemon:
             if table != self._table:
                 self._table = table
                 self._driver.post(ModelTableReplaced(table.models))
-            self._catalog_known.set()
+            if not self._first_look.done():
+                self._first_look.set_result(None)
 
     async def _read_table(self) -> ModelTable:
         if not isinstance(self._adapter, ExternalAdapter):
-            return await asyncio.to_thread(self._catalog.scan)
+            return await _in_background(self._catalog.scan)
         try:
             specs: list[ModelSpec] = await self._adapter.models()
         except ModeldError as error:
@@ -238,18 +245,20 @@ class Daemon:
     async def _wind_up(self, working: asyncio.Task[None]) -> None:
         """Core ends all requests and children; past shutdown_timeout they are killed. Then the supervisor may go."""
         loop = asyncio.get_running_loop()
-        if self._supervisor is None:  # still asking what engines there are: no child of a model yet
-            working.cancel()
-            return
-        self._driver.post(ShutdownRequested())
-        deadline = loop.time() + self._settings.shutdown_timeout
-        while self._driver.snapshot().instances:
-            if loop.time() > deadline:
-                self._kill_rest("shutdown_timeout is over")
-                deadline = float("inf")
-            await asyncio.sleep(GATHER_SECONDS)
-        self._look.set()
-        await self._supervisor.close()
+        if not self._first_look.done():
+            self._first_look.set_exception(Draining("modeld is shutting down; try again when it is back", retry_after_seconds=5))
+            self._first_look.exception()  # seen, also when nobody waited for it
+        if self._supervisor is not None:
+            self._driver.post(ShutdownRequested())
+            deadline = loop.time() + self._settings.shutdown_timeout
+            while self._driver.snapshot().instances:
+                if loop.time() > deadline:
+                    self._kill_rest("shutdown_timeout is over")
+                    deadline = float("inf")
+                await asyncio.sleep(GATHER_SECONDS)
+            await self._supervisor.close()
+        working.cancel()
+        await asyncio.wait([working])
         if self._adapter is not None:
             await self._adapter.close()
 
@@ -257,3 +266,30 @@ class Daemon:
         log.warning("killing what is left: %s", why)
         if self._supervisor is not None:
             self._supervisor.kill_all()
+
+
+def _in_background(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Run blocking work in a thread that ends with the process: a folder on a dead mount must not hold up the shutdown."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def tell(result: T | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(cast(T, result))
+
+    def run() -> None:
+        result: T | None = None
+        error: BaseException | None = None
+        try:
+            result = work()
+        except BaseException as raised:  # noqa: BLE001 - whatever it was, it is raised again where it is awaited
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(tell, result, error)
+
+    threading.Thread(target=run, name="folder", daemon=True).start()
+    return done

@@ -508,27 +508,90 @@ def test_a_slow_body_ends_an_asgi_reader_too(run: Run) -> None:
     run(story())
 
 
-def test_a_body_that_was_not_asked_for_yet_is_not_late(run: Run) -> None:
-    """A client that waits for 100-continue, and one whose bytes we do not read, wait for us."""
-    go = asyncio.Event()
+class Clock:
+    """An event loop whose timers run on a clock that only `advance` moves."""
 
-    async def app(scope: dict[str, Any], connection: Connection) -> None:
-        await go.wait()
-        body = await connection.body(1 << 20)
-        connection.start(200, [])
-        connection.finish(b"%d" % len(body))
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.now = 1000.0
+        self.timers: list[Timer] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loop, name)
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer(self.now + seconds, callback)
+        self.timers.append(timer)
+        return timer
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass; what becomes due is called when it is due."""
+        end = self.now + seconds
+        while due := [timer for timer in self.timers if timer.callback is not None and timer.at <= end]:
+            first = min(due, key=lambda timer: timer.at)
+            callback, first.callback, self.now = first.callback, None, first.at
+            if callback is not None:
+                callback()
+        self.now = end
+
+
+class Timer:
+    """What `call_later` gives back."""
+
+    def __init__(self, at: float, callback: Callable[[], None] | None) -> None:
+        self.at = at
+        self.callback = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+async def use_clock(served: Served, client: Client, clock: Clock) -> ModeldProtocol:
+    """Put the one connection of a server, which has not sent anything yet, on a clock of the test."""
+    while len(served.protocols) < 1:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    (protocol,) = served.protocols
+    assert client.got == b""
+    protocol._disarm()
+    protocol.loop = clock  # type: ignore[assignment]
+    return protocol
+
+
+@pytest.mark.parametrize("why", ["continue", "unread"])
+def test_a_body_that_was_not_asked_for_yet_is_not_late(why: str, run: Run) -> None:
+    """A client that waits for 100-continue, or whose bytes we do not read, waits for us; its clock begins when we ask."""
+    big = 8 * 1024 * 1024
 
     async def story() -> None:
-        async with serving(app, body_seconds=0.2) as served, served.client() as waiting, served.client() as paused:
-            await waiting.send(post(b"12", b"Expect: 100-continue")[:-2])
-            await paused.send(post(b"x" * 200_000, b"Connection: close"))
-            await asyncio.sleep(0.39)
+        go = asyncio.Event()
+        clock = Clock()
+
+        async def app(scope: dict[str, Any], connection: Connection) -> None:
+            await go.wait()
+            body = await connection.body(big)
+            connection.start(200, [])
+            connection.finish(b"%d" % len(body))
+
+        async with serving(app, body_seconds=200, body_bytes_per_second_min=1 << 40) as served, served.client() as client:
+            protocol = await use_clock(served, client, clock)
+            if why == "continue":
+                await client.send(post(b"12", b"Expect: 100-continue", b"Connection: close")[:-2])
+            else:
+                await client.send(post(bytes(big), b"Connection: close")[: -big + 100_000])
+            while protocol.reading is None or not (protocol.reading.waiting_for_continue or protocol.flow.read_paused):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            clock.advance(399)  # just before the clock is looked at for the second time
             go.set()
-            await waiting.until(b"100 Continue\r\n\r\n")
-            await asyncio.sleep(0.1)  # past where the clock stood when the body was asked for
-            await waiting.send(b"12")
-            assert (await waiting.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
-            assert (await paused.rest()).endswith(b"200000")
+            while protocol.reading.waiting_for_continue or protocol.flow.read_paused:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            clock.advance(100)
+            await client.send(b"12" if why == "continue" else bytes(big - 100_000))
+            reply = await client.rest()
+            assert b"HTTP/1.1 200 OK" in reply
+            assert reply.endswith(b"\r\n\r\n%d" % (2 if why == "continue" else big))
 
     run(story())
 

@@ -202,6 +202,30 @@ def test_a_pinned_model_is_never_a_victim_and_its_room_is_not_promised():
     assert "50 MB" in str(play.refused("r1"))
 
 
+def test_a_pinned_model_stays_where_a_younger_one_can_go():
+    play = Play([spec("a", 100, pinned=True), spec("b", 100), spec("c", 100)], budget=250)
+    loaded(play, "a", at=0)
+    loaded(play, "b", at=1)
+    play.at(2, arrive("r1", "c")).gives("stop 2/b evicted for c")
+
+
+def test_no_more_is_evicted_than_what_is_not_on_its_way_back_already():
+    play = Play({"a": 50, "b": 50, "c": 50, "d": 100}, budget=150)
+    loaded(play, "a", at=0)
+    loaded(play, "b", at=1)
+    loaded(play, "c", at=2)
+    play.at(3, UnloadRequested(C)).gives("stop 3/c unload")
+    play.at(4, arrive("r1", "d")).gives("stop 1/a evicted for d")
+
+
+def test_the_memory_of_a_failed_child_is_waited_for_before_anybody_is_evicted():
+    play = loaded(Play({"a": 100, "b": 100, "c": 100}, budget=200), "a")
+    play.at(1, arrive("r1", "b")).gives("start 2/b")
+    play.at(2, InstanceFailed(i(2, "b"), LoadFailed("no"))).gives("refuse r1 load_failed")
+    play.at(3, arrive("r2", "c")).gives()
+    play.at(4, InstanceExited(i(2, "b"), code=1), MemoryFreed(i(2, "b"))).gives("start 3/c")
+
+
 def test_a_load_in_progress_that_is_awaited_is_never_a_victim():
     play = Play({"a": 100, "b": 100}, budget=150)
     play.at(0, arrive("r1", "a")).gives("start 1/a")
@@ -356,6 +380,11 @@ def test_the_backoff_grows_with_each_failure_and_ends_with_a_success():
     play.at(now, arrive("ok", "a")).gives("start 5/a")
     play.at(now, InstanceReady(i(5, "a"))).gives("grant ok 5/a")
     assert play.snapshot.error is None
+    play.at(now, UnloadRequested(A), LeaseReleased(r("ok")), InstanceExited(i(5, "a")), MemoryFreed(i(5, "a")), arrive("new", "a"))
+    play.at(now, InstanceFailed(i(6, "a"), LoadFailed("no")), arrive("x", "a"))
+    error = play.refused("x")
+    assert isinstance(error, ModeldError)
+    assert error.retry_after_seconds == waits[0]  # counted from the beginning again
 
 
 def test_a_replaced_file_ends_the_backoff():

@@ -147,7 +147,7 @@ class SseToNdjson:
     def _done_line(self, event: _Event) -> bytes:
         usage = Usage(event.tokens_evaluated, event.tokens_predicted, event.tokens_evaluated + event.tokens_predicted)
         reason = "length" if event.stop_type == "limit" else "stop"
-        return encode(Done(content="".join(self._content), finish_reason=reason, usage=usage)) + b"\n"
+        return encode(Done(True, content="".join(self._content), finish_reason=reason, usage=usage)) + b"\n"
 
     def _last(self, line: bytes) -> bytes:
         self.done = True
@@ -160,7 +160,7 @@ class SseToNdjson:
 def failed_line(error: ModeldError) -> bytes:
     """The last line that says why."""
     seen = fault(error)
-    return encode(Failed(error=seen.error, code=seen.code, kind=seen.kind)) + b"\n"
+    return encode(Failed(True, error=seen.error, code=seen.code, kind=seen.kind)) + b"\n"
 
 
 def upstream_message(body: bytes) -> str:

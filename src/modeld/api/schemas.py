@@ -7,7 +7,7 @@ Bodies are msgspec structs: `true` is not a number, numbers are in range, unknow
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -146,19 +146,19 @@ class Token(Struct):
     token: str
 
 
-class Done(Struct, kw_only=True):
+class Done(Struct):
     """The last line of `/infer`. `finish_reason` is "stop" or "length"."""
 
-    done: bool = True
+    done: Literal[True]
     content: str
     finish_reason: str
     usage: Usage
 
 
-class Failed(Struct, kw_only=True):
+class Failed(Struct):
     """The last line of `/infer` when it failed after the first byte."""
 
-    done: bool = True
+    done: Literal[True]
     error: str
     code: int
     kind: str

@@ -132,11 +132,12 @@ class Book:
 
     def coming_mb(self) -> int:
         """What returns without a further decision: children that end, and drains somebody ordered."""
-        return sum(
+        ordered = (
             self.ledger.held_mb(instance.id, LOCAL)
             for instance in self.instances.values()
-            if instance.state in (State.STOPPING, State.FAILED) or (instance.state is State.DRAINING and instance.drain_why != EVICTED)
+            if instance.state is State.DRAINING and instance.drain_why != EVICTED
         )
+        return self.ledger.releasing_mb(LOCAL) + sum(ordered)
 
     def available_at_most_mb(self, model: ModelId) -> int | None:
         """What `model` could have if everything that may be evicted were: budget less margin less other models' pins."""

@@ -59,6 +59,10 @@ class Ledger:
     def used_mb(self, device: DeviceId) -> int:
         return self._used_mb.get(device, 0)
 
+    def releasing_mb(self, device: DeviceId) -> int:
+        """What is on its way back."""
+        return sum(entry.need_mb.get(device, 0) for entry in self._entries.values() if entry.hold is Hold.RELEASING)
+
     def held_mb(self, instance: InstanceId, device: DeviceId) -> int:
         entry = self._entries.get(instance)
         return 0 if entry is None else entry.need_mb.get(device, 0)

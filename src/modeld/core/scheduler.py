@@ -301,7 +301,7 @@ class Scheduler:
             message = f"waited {now - waiting.arrived:.1f} s (max_wait) for {book.why_waits(waiting.request.model)}"
             out.append(Refuse(waiting.request.id, WaitTimeout(f"{message}; try again in about {seconds} s", retry_after_seconds=seconds)))
         for lease in book.leases.values():
-            if lease.deadline <= now and not lease.revoked:
+            if lease.deadline <= now:
                 seconds_run = book.limits.infer_timeout_seconds
                 self._revoke(lease, DeadlineExceeded(f"the answer took longer than {seconds_run:g} s (infer_timeout)"), out)
 
