@@ -164,6 +164,8 @@ class Daemon:
         if address.unix_path is not None:
             return f"unix:{address.unix_path}"
         host, port = self._sockets[0].getsockname()[:2]
+        if not address.host:
+            return f"http://localhost:{port} (every interface)"
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     # --- start and run ------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from modeld.cli.status import summary
+from modeld.cli.status import endings, summary
 
 ANSWER = {
     "instances": [
@@ -45,3 +45,13 @@ def test_nothing_loaded_and_nothing_said() -> None:
         "memory: 0 MiB, no budget; loads: 0; evictions: 0",
         "nothing is loaded",
     ]
+
+
+def test_endings_show_reason_code_and_log() -> None:
+    ended = {"model_id": "a.gguf", "unix": 90, "code": -9, "reason": "killed by the system", "log_tail": ["loading", "b\x1b[31mad"]}
+    text = endings({"server_time_unix": 100, "exits": [ended, "nonsense", {"model_id": "b.gguf"}]})
+    assert text.splitlines()[0] == "a.gguf, 10s ago: killed by the system (exit code -9)"
+    assert text.splitlines()[1] == "    loading"
+    assert "\x1b" not in text
+    assert "b.gguf" in text
+    assert endings({}) == "no model server has ended yet"

@@ -21,7 +21,7 @@ START_SECONDS = 30.0
 PATIENCE_SECONDS = 30.0
 """How long something that must happen may take on a busy machine. Never a figure that is measured."""
 
-_LISTENING = re.compile(rb"listening on http://(?:127\.0\.0\.1|\[::\]|0\.0\.0\.0):(\d+)")
+_LISTENING = re.compile(rb"listening on http://127\.0\.0\.1:(\d+)")
 
 
 def link_models(folder: Path, starter: Path, *names: str) -> Path:

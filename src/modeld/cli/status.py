@@ -16,7 +16,7 @@ WATCH_SECONDS = 2.0
 HEAD = ("MODEL", "STATE", "MIB", "RUNNING", "WAITING", "PID", "IDLE")
 
 
-def _status(config: str | None, addr: str | None, as_json: bool, watch: bool) -> None:
+def _status(config: str | None, addr: str | None, as_json: bool, watch: bool, exits: bool) -> None:
     from modeld.cli import client
     from modeld.errors import ModeldError
 
@@ -26,6 +26,8 @@ def _status(config: str | None, addr: str | None, as_json: bool, watch: bool) ->
         if not isinstance(answer.get("instances"), list):
             raise ModeldError(f"what answers at {address} is not modeld")
         text = json.dumps(answer, indent=None if watch else 2) if as_json else summary(str(address), answer)
+        if exits and not as_json:
+            text = endings(answer)
         if watch and not as_json:
             click.clear()
         click.echo(text)
@@ -48,8 +50,28 @@ def summary(address: str, answer: dict[str, Any]) -> str:
     ]
     lines += [f"{key.replace('_', ' ')}: {client.plain(answer[key])}" for key in ("error", "last_error") if answer.get(key)]
     now = _number(answer, "server_time_unix")
-    rows = [_row(item, now) for item in answer["instances"] if isinstance(item, dict)]
+    rows = [_row(item, now) for item in _objects(answer, "instances")]
     return "\n".join([*lines, client.table(HEAD, rows) if rows else "nothing is loaded"])
+
+
+def endings(answer: dict[str, Any]) -> str:
+    """How the last model servers ended, oldest first, each with the last lines of its log."""
+    from modeld.cli import client
+
+    now = _number(answer, "server_time_unix")
+    lines: list[str] = []
+    for item in _objects(answer, "exits"):
+        code = item.get("code")
+        ago = show_duration(float(max(0, now - _number(item, "unix"))))
+        lines.append(f"{client.plain(item.get('model_id', '?'))}, {ago} ago: {client.plain(item.get('reason', ''))} (exit code {code})")
+        tail = item.get("log_tail")
+        lines += [f"    {client.plain(line)}" for line in (tail if isinstance(tail, list) else [])]
+    return "\n".join(lines) or "no model server has ended yet"
+
+
+def _objects(answer: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    found = answer.get(key)
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
 def _row(item: dict[str, Any], now: int) -> list[object]:
@@ -67,6 +89,10 @@ def _number(item: dict[str, Any], key: str) -> int:
 command = click.Command(
     name="status",
     callback=_status,
-    params=[*client_options(), click.Option(["--watch"], is_flag=True, help=f"Repeat every {WATCH_SECONDS:g} s, until interrupted.")],
+    params=[
+        *client_options(),
+        click.Option(["--watch"], is_flag=True, help=f"Repeat every {WATCH_SECONDS:g} s, until interrupted."),
+        click.Option(["--exits"], is_flag=True, help="Show instead how the last model servers ended, with the last lines of their logs."),
+    ],
     help="Show what is loaded, who waits, and the memory.",
 )
