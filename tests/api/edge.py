@@ -253,6 +253,7 @@ async def running(
     driver = FakeDriver(upstream)
     metrics = Metrics("1.2.3")
     fixed = ModelTable({SPEC.id: SPEC, BROKEN.id: BROKEN})
+
     async def known() -> ModelTable:
         return table() if table is not None else fixed
 

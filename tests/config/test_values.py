@@ -330,4 +330,4 @@ def test_schema_patterns_take_what_the_parser_takes() -> None:
 )
 def test_values_are_shown_on_one_line(raw: object, text: str) -> None:
     assert v.quoted(raw) == text
-    assert len(v.quoted("x" * 500)) == 80
+    assert len(v.quoted("x" * 500)) == 200

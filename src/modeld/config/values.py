@@ -76,13 +76,13 @@ class ListenAddress:
 
 
 def quoted(value: object) -> str:
-    """The value as an error message shows it: one line, control characters escaped, at most 80 characters."""
+    """The value as an error message shows it: one line, control characters escaped, at most 200 characters (a path must stay readable)."""
     if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, (list, tuple)) and not all(isinstance(item, (str, int, float)) for item in value):
         return "a list"
     text = json.dumps(list(value) if isinstance(value, tuple) else value, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...], mark: str = '"') -> str:
