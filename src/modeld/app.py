@@ -12,10 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar, cast
@@ -35,8 +37,9 @@ from modeld.config import Loaded, Settings
 from modeld.core.messages import LoadRequested, ModelTableReplaced, ShutdownRequested
 from modeld.core.model import ModelSpec
 from modeld.core.scheduler import Scheduler
-from modeld.errors import ConfigError, Draining, InvariantError, ModeldError
+from modeld.errors import ConfigError, Draining, InvariantError, ModeldError, UnknownModel, UpstreamUnreachable
 from modeld.runtime.adapters.choice import choose
+from modeld.runtime.adapters.embedded import EmbeddedAdapter
 from modeld.runtime.adapters.external import ExternalAdapter
 from modeld.runtime.adapters.interface import Adapter, EngineInfo
 from modeld.runtime.driver import Driver
@@ -50,7 +53,8 @@ EXIT_CONFIG: Final = 2
 EXIT_INTERNAL: Final = 70
 """EX_SOFTWARE of sysexits.h: an invariant of ours was broken."""
 
-HEADER_CACHE: Final = "headers.json"
+HEADER_CACHE: Final = "headers-{folder:08x}.json"
+"""One for each models folder that this state folder has seen."""
 GATHER_SECONDS: Final = 0.05
 """How often the end of the last child is looked for during the shutdown."""
 
@@ -99,6 +103,8 @@ class Daemon:
         self._settings = settings
         self._sockets = sockets
         self._table = ModelTable({})
+        self._notes: tuple[str, ...] = ()
+        self._unreachable: ModeldError | None = None
         self._engine: EngineInfo | None = None
         self._adapter: Adapter | None = None
         self._supervisor: Supervisor | None = None
@@ -108,7 +114,10 @@ class Daemon:
         self._signals = 0
         self._exit_code = EXIT_OK
         self._catalog = Catalog(
-            settings.models_dir, settings.override_for, settings.state_dir / HEADER_CACHE, override_names=tuple(settings.models)
+            settings.models_dir,
+            settings.override_for,
+            settings.state_dir / HEADER_CACHE.format(folder=zlib.crc32(os.fsencode(settings.models_dir.absolute()))),
+            override_names=tuple(settings.models),
         )
         self._scan_lock = asyncio.Lock()
 
@@ -130,6 +139,7 @@ class Daemon:
             await self._wind_up(working)
             await serving
         driver.close()
+        log.info("stopped")
         return self._exit_code
 
     def _edge(self, driver: Driver, metrics: Metrics) -> App:
@@ -181,9 +191,13 @@ class Daemon:
             runtime_dir=settings.runtime_dir,
             stop_grace=settings.stop_grace,
         )
-        log.info("engine: %s, %s, on %s", self._engine.adapter, self._engine.build, ", ".join(self._engine.devices) or "no device")
-        if self._engine.warning:
-            log.warning("%s", self._engine.warning)
+        engine = self._engine
+        log.info("engine: %s, %s%s", engine.adapter, engine.build, f", on {', '.join(engine.devices)}" if engine.devices else "")
+        if engine.warning:
+            log.warning("%s", engine.warning)
+            self._notes = (engine.warning,)
+        if isinstance(self._adapter, EmbeddedAdapter) and (named := settings.models_with_extra_args()):
+            raise ConfigError(f"llama_extra_args ({named}) need a llama-server binary: set llama_bin, or leave them out")
         self._supervisor = supervisor = Supervisor(self._adapter, self._driver.post)
         self._driver.attach(supervisor)
         async with asyncio.TaskGroup() as group:
@@ -193,7 +207,7 @@ class Daemon:
     async def _watch(self) -> None:
         """The file system cannot tell us of changes on every mount: look again and again."""
         await self._rescan()
-        log.info("%d models in %s", len(self._table.models), self._settings.models_dir)
+        self._tell_models()
         for spec in self._table.models.values():
             if spec.preload:
                 self._driver.post(LoadRequested(spec.id, may_evict=False))
@@ -204,17 +218,33 @@ class Daemon:
             self._look.clear()
             await self._rescan()
 
+    def _tell_models(self) -> None:
+        settings, table = self._settings, self._table
+        where = settings.llama_url if isinstance(self._adapter, ExternalAdapter) else settings.models_dir
+        if table.models:
+            log.info("%d model%s in %s", len(table.models), "s" if len(table.models) > 1 else "", where)
+        elif not isinstance(self._adapter, ExternalAdapter):
+            log.warning("no model in %s: put a .gguf file there, or run `modeld pull starter`", where)
+        if settings.default_model is not None and table.models:
+            try:
+                table.resolve(settings.default_model)
+            except UnknownModel as error:
+                log.warning("default_model: %s", error.message)
+
     async def _known_table(self) -> ModelTable:
-        """The catalogue; a request that comes before the first look at the folder waits for it."""
+        """The catalogue; a request that comes before the first look at the folder waits for it. Raises what an external server lacks."""
         await asyncio.shield(self._first_look)
+        if self._unreachable is not None and not self._table.models:
+            raise self._unreachable
         return self._table
 
     async def _rescan(self) -> None:
         async with self._scan_lock:
             table = await self._read_table()
             for note in table.notes:
-                if note not in self._table.notes:
+                if note not in self._notes:
                     log.warning("%s", note)
+            self._notes = table.notes
             if table != self._table:
                 self._table = table
                 self._driver.post(ModelTableReplaced(table.models))
@@ -227,7 +257,9 @@ class Daemon:
         try:
             specs: list[ModelSpec] = await self._adapter.models()
         except ModeldError as error:
+            self._unreachable = UpstreamUnreachable(f"the server at llama_url has no answer: {error.message}")
             return ModelTable(self._table.models, (f"llama_url: {error.message}",))
+        self._unreachable = None
         return ModelTable({spec.id: spec for spec in specs})
 
     # --- end ----------------------------------------------------------------------------------------------------------

@@ -28,15 +28,15 @@ def test_an_unchecked_model_is_checked_and_its_room_kept():
 
 def test_memory_on_its_way_back_is_waited_for_and_promised_once():
     result = plan([demand("a", 100, 1), demand("b", 100, 2)], [resident("x", 100)], 0, 100)
-    assert result.waits["a"] == "memory that is on its way back"
+    assert result.waits["a"] == "memory that is being given back"
     assert result.evict == {"x": "b"}
 
 
 def test_a_victim_serves_one_demand_and_its_left_over_the_next():
     result = plan([demand("a", 60, 1), demand("b", 30, 2), demand("c", 30, 3)], [resident("x", 100)], 0, 0)
     assert result.evict == {"x": "a"}
-    assert result.waits["b"] == "memory that is on its way back"
-    assert result.waits["c"] == "memory that others still need"
+    assert result.waits["b"] == "memory that is being given back"
+    assert result.waits["c"] == "memory that other models still need"
 
 
 def test_an_instance_with_an_older_line_is_not_a_candidate():

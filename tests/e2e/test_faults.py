@@ -168,3 +168,41 @@ def test_a_mistake_in_the_settings_is_one_line_and_exit_2(tmp_path: Path, text: 
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "max_wait" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--adapter", "llama-server"), "llama_bin"),
+        (("--adapter", "embedded", "--llama-extra-args", "--no-perf"), "llama_extra_args"),
+    ],
+)
+def test_an_engine_that_cannot_do_what_is_asked_stops_the_start(tmp_path: Path, models: Path, flags: tuple[str, ...], says: str):
+    command = [sys.executable, "-m", "modeld", "--addr", "127.0.0.1:0", "--models-dir", str(models), "--log-level", "error", *flags]
+    surroundings = clean_environment(tmp_path) | {"PATH": "/nowhere"}
+    done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+
+
+def test_an_external_server_is_served_and_said_to_be_away_when_it_is(tmp_path: Path, models: Path):
+    stub = Path(__file__).parents[1] / "stub" / "fake_llama.py"
+    far_model = tmp_path / "far.gguf"
+    far_model.touch()
+    argv = [sys.executable, str(stub), "-m", str(far_model), "--host", "127.0.0.1", "--alias", "far.gguf", "-np", "3"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as far:
+        assert far.stdout is not None
+        url = f"http://127.0.0.1:{far.stdout.readline().split()[-1]}"
+        with running(tmp_path / "near", models, "--llama-url", url, "--rescan-interval", "200ms") as near:
+            assert [one["id"] for one in near.ask("GET", "/models").json["models"]] == ["far.gguf"]
+            assert near.infer("far.gguf").lines[-1]["done"]
+            one = near.wait_state("far.gguf", "ready")
+            assert (one["est_vram_mb"], one["pid"]) == (0, None)
+            far.kill()
+            far.wait()
+            assert near.infer("far.gguf").status == 502
+    with running(tmp_path / "late", models, "--llama-url", url) as late:
+        answer = late.infer("far.gguf")
+        assert (answer.status, answer.json["kind"]) == (502, "upstream_unreachable")
+        assert "llama_url" in answer.json["error"]

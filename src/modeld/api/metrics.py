@@ -142,7 +142,7 @@ class _States(Collector):
             lines.add_metric((line.model,), line.length)
         yield lines
         for name, total, text in (
-            ("modeld_loads", seen.loads_total, "Instances started."),
+            ("modeld_loads", seen.loads_total, "Loads that ended ready."),
             ("modeld_load_failures", seen.load_failures_total, "Instances that did not become ready."),
             ("modeld_evictions", seen.evictions_total, "Instances stopped to make room."),
             ("modeld_crashes", seen.crashes_total, "Instances that ended by themselves."),

@@ -151,8 +151,10 @@ class Relay:
         ending = Ending(pending.withdraw)
         connection.on_disconnect(lambda: ending.end(ClientGone("the client left")))
         asked_at = time.monotonic()
+        granted = False
         try:
             async with pending as lease:
+                granted = True
                 call.wait_seconds = time.monotonic() - asked_at
                 lease.on_revoke(ending.end)
                 try:
@@ -161,6 +163,8 @@ class Relay:
                     # The driver reads tokens == 0 as "nothing has reached the client".
                     lease.tokens = answer.completion_tokens or int(call.begun)
         finally:
+            if not granted:
+                call.wait_seconds = time.monotonic() - asked_at
             ending.now(_nothing)
 
     async def _ask(self, call: Call, lease: Lease, path: str, answer: Answer, ending: Ending) -> None:

@@ -49,7 +49,14 @@ def summary(address: str, answer: dict[str, Any]) -> str:
         f"memory: {_number(answer, 'used_est_mb')} {room}; loads: {loads}; evictions: {evictions}",
     ]
     lines += [f"{key.replace('_', ' ')}: {client.plain(answer[key])}" for key in ("error", "last_error") if answer.get(key)]
+    engine = answer.get("engine")
+    if isinstance(engine, dict):
+        lines.insert(1, f"engine: {client.plain(engine.get('adapter', '?'))}, {client.plain(engine.get('build', '?'))}")
     now = _number(answer, "server_time_unix")
+    loaded = {item.get("model_id") for item in _objects(answer, "instances")}
+    for line in _objects(answer, "queues"):
+        if line.get("model_id") not in loaded:
+            lines.append(f"{_number(line, 'length')} wait for {client.plain(line.get('model_id', '?'))}, which is not loaded")
     rows = [_row(item, now) for item in _objects(answer, "instances")]
     return "\n".join([*lines, client.table(HEAD, rows) if rows else "nothing is loaded"])
 

@@ -280,6 +280,12 @@ class Settings:
             waiting_bytes_max=self.max_waiting_body_bytes,
         )
 
+    def models_with_extra_args(self) -> str:
+        """Where llama_extra_args are given, for a message: "for all", or names of `models`; empty when nowhere."""
+        if self.llama_extra_args:
+            return "for all"
+        return ", ".join(sorted(name for name, own in self.models.items() if own.llama_extra_args))
+
     def for_model(self, model_id: str) -> ModelSettings:
         """What the file says of the model; the key is its id, with or without `.gguf`."""
         return self.models.get(plain_id(model_id), _NOTHING_SAID)

@@ -47,7 +47,9 @@ def refusal(request: Request, door: Door, limits: Limits) -> ModeldError | None:
         return misfit
     if door.failure is not None and door.retry_in_seconds > 0:  # 4
         seconds = math.ceil(door.retry_in_seconds)
-        return BackingOff(f'model "{spec.id}" did not start: {door.failure.message}; next try in {seconds} s', retry_after_seconds=seconds)
+        return BackingOff(
+            f'model "{spec.id}" did not start: {door.failure.message.rstrip(".")}; next try in {seconds} s', retry_after_seconds=seconds
+        )
     if door.goes_straight_through:
         return None
     retry_after = whole_seconds(door.expected_wait_seconds)

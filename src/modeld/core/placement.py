@@ -66,17 +66,17 @@ def plan(demands: Sequence[Demand], residents: Sequence[Resident], free_mb: int 
         short_mb = demand.need_mb - free_mb
         if short_mb <= coming_mb:  # 3
             free_mb, coming_mb = _split(coming_mb - short_mb, free_mb)
-            result.waits[demand.model] = "memory that is on its way back"
+            result.waits[demand.model] = "memory that is being given back"
             continue
         short_mb -= coming_mb
         victims = choose(_candidates(demand, residents, result), short_mb) if demand.may_evict else None  # 4
         if victims is None:  # 5
-            result.waits[demand.model] = "memory that others still need"
+            result.waits[demand.model] = "memory that other models still need"
             continue
         for victim in victims:
             result.evict[victim.id] = demand.model
         free_mb, coming_mb = _split(sum(victim.frees_mb for victim in victims) - short_mb, free_mb)
-        result.waits[demand.model] = "victims that end"
+        result.waits[demand.model] = "other models to give their memory back"
     return result
 
 

@@ -378,8 +378,6 @@ class Scheduler:
         return found
 
     def _evict(self, instance: Instance, for_model: ModelId, now: float, out: list[Command]) -> None:
-        if instance.state is not State.DRAINING:
-            self._book.evictions_total += 1
         if instance.leases:
             instance.advance(Signal.DRAIN)
             instance.drain_why, instance.drain_deadline = EVICTED, math.inf
@@ -425,6 +423,7 @@ class Scheduler:
         if instance.state is State.LOADING:
             self._book.lines.start_clock(instance.model, now)
         instance.advance(Signal.STOP)
+        self._book.evictions_total += why.startswith(EVICTED)
         self._book.ledger.release(instance.id)
         out.append(StopInstance(instance.id, why))
 

@@ -88,8 +88,8 @@ async def test_named(tmp_path: Path, path_with_server: Path) -> None:
     with pytest.raises(ConfigError, match="llama_url"):
         await chosen(tmp_path, adapter="external")
     path_with_server.unlink()
-    name, warning = await chosen(tmp_path, adapter="llama-server")
-    assert (name, "llama_bin" in warning) == ("llama-server", True)
+    with pytest.raises(ConfigError, match="llama_bin"):
+        await chosen(tmp_path, adapter="llama-server")
 
 
 def test_gpus_are_seen_by_their_device_files(tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ async def choose(
         external = ExternalAdapter(url=llama_url, api_key=llama_api_key)
         return external, await external.describe()
     if adapter == "llama-server" or (adapter is None and llama_bin is not None):  # 2
+        if llama_bin is None and on_path is None:
+            raise ConfigError("adapter: llama-server needs llama_bin, or a llama-server on PATH")
         return await _llama_server(llama_bin or on_path, runtime_dir, stop_grace)
     embedded = EmbeddedAdapter(runtime_dir=runtime_dir, stop_grace=stop_grace)
     seen = gpus()
