@@ -278,7 +278,7 @@ class ServedProcess(Served):
         if any(OUT_OF_MEMORY.search(line) for line in self._child.log_tail()):
             return f"ran out of memory; {_ending(code)}"
         if code == -9:
-            return "killed by the system, most likely because memory ran out"
+            return "killed (signal 9): by hand, or because memory ran out"
         return f"{'ended by itself' if self._is_ready else 'ended while it loaded'}; {_ending(code)}"
 
 
