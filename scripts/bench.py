@@ -2,8 +2,8 @@
 """Measures the daemon from outside, as a user meets it; rule: black box, it reports and never judges.
 
 Start to /healthz, first /infer cold and warm, the former also over the same engine started by hand in the same round, a switch between
-two models that do not fit together, resident memory. Each figure is the median of `--rounds` fresh daemons; seconds are wall clock, MB
-means MiB.
+two models that do not fit together, resident memory, and how two models that compute at once share the cores. Each figure is the
+median of `--rounds` fresh daemons; seconds are wall clock, MB means MiB.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from modeld.runtime.adapters.embedded import find_engine, parameters
 
 START_SECONDS_MAX = 30.0
 ANSWER_SECONDS_MAX = 120.0
+TOKENS = 48
+"""Length of the answers whose speed is told."""
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -65,10 +68,12 @@ class Daemon:
         finally:
             connection.close()
 
-    def infer(self, model: str) -> float:
-        """Seconds of one short completion; SystemExit when it fails."""
+    def infer(self, model: str, tokens: int = 8) -> float:
+        """Seconds of one completion of so many tokens; SystemExit when it fails."""
         begin = time.perf_counter()
-        status, body = self.call("POST", "/infer", {"model": model, "prompt": "Once upon a time", "max_tokens": 8, "stream": False})
+        status, body = self.call(
+            "POST", "/infer", {"model": model, "prompt": "Once upon a time", "max_tokens": tokens, "ignore_eos": True, "stream": False}
+        )
         if status != 200:
             raise SystemExit(f"/infer answered {status}: {body[:300]!r}")
         return time.perf_counter() - begin
@@ -125,7 +130,7 @@ def engine_by_hand(folder: Path, model: Path) -> float:
     spec = Catalog(model.parent, lambda _: ModelOverride(), folder / "state" / "headers.json").scan().models[ModelId(model.name)]
     path = folder / "hand.sock"
     line = json.dumps(parameters(spec, path, found)).encode() + b"\n"
-    asked = {"prompt": "Once upon a time", "n_predict": 8, "stream": True}
+    asked = {"prompt": "Once upon a time", "n_predict": 8, "ignore_eos": True, "stream": True}
     begin = time.perf_counter()
     command = [sys.executable, "-I", "-S", worker.__file__, str(os.getpid())]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -170,6 +175,13 @@ def one_round(model: Path, many: int) -> dict[str, float]:
             figures["resident memory after three answers, MB"] = running.resident_mb()
         with daemon(folder, *one_model) as (_, seconds):
             figures["start to /healthz, headers cached, s"] = seconds
+        with daemon(folder) as (running, _):
+            for name in ("m000.gguf", "m001.gguf"):
+                running.infer(name)
+            figures["one model alone, tokens/s"] = TOKENS / running.infer("m000.gguf", TOKENS)
+            with ThreadPoolExecutor(2) as pool:
+                both = list(pool.map(lambda name: running.infer(name, TOKENS), ("m000.gguf", "m001.gguf")))
+            figures["each of two models at once, tokens/s"] = TOKENS / max(both)
     return figures
 
 
