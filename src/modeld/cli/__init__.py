@@ -38,12 +38,20 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes stdout once more at its end; that must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _give_up_stdout()
         return EXIT_PIPE
     except OSError as error:  # a full disk under stdout, an address in use, a folder that cannot be made
+        _give_up_stdout()
         return _say(str(error), EXIT_FAILED)
     return code
+
+
+def _give_up_stdout() -> None:
+    """The interpreter flushes stdout once more at its end, and would complain (exit code 120) about what cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _dispatch(argv: list[str]) -> int:
