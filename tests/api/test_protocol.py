@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http
 import json
 import logging
 import socket
@@ -634,7 +635,8 @@ def test_a_413_is_received_while_the_client_still_sends(chunked: bool, run: Run)
             await client.send(b"POST /p HTTP/1.1\r\nHost: x\r\n" + framing)
             await client.send(bytes(size))
             reply = await client.rest()
-            assert reply == b"HTTP/1.1 413 Request Entity Too Large\r\ncontent-length: 14\r\nconnection: close\r\n\r\nbody_too_large"
+            phrase = http.HTTPStatus(413).phrase.encode()  # another one since Python 3.13
+            assert reply == b"HTTP/1.1 413 " + phrase + b"\r\ncontent-length: 14\r\nconnection: close\r\n\r\nbody_too_large"
 
     run(story())
 
