@@ -36,7 +36,7 @@ install: ## Make .venv and a working .venv/bin/modeld
 	@sh scripts/venv.sh run
 
 ##@ Check
-.PHONY: test lint unit e2e-py coverage bench dev
+.PHONY: test lint unit e2e-py coverage bench bench-relay chaos dev
 test: lint unit e2e-py coverage ## Everything CI runs: lint, unit, e2e-py and the coverage floor
 
 lint: dev ## ruff, mypy --strict, the import layers and the house rules
@@ -60,7 +60,13 @@ coverage: dev # of the last unit and e2e-py together
 	$(BIN)/coverage report --data-file $(REPORTS)/.coverage --fail-under $(COVERAGE_FLOOR)
 
 bench: install $(NEEDS_STARTER) ## Measure start, first answers, a switch of models and memory on this machine
-	$(BIN)/python scripts/bench.py --model '$(MODELD_TEST_STARTER)' $(ARGS)
+	$(BIN)/python bench/service.py --model '$(MODELD_TEST_STARTER)' $(ARGS)
+
+bench-relay: install ## CPU per streamed chunk over a bare socket relay, in one run
+	$(BIN)/python bench/hop.py $(ARGS)
+
+chaos: install $(NEEDS_STARTER) ## Kill 200 model servers under load and 25 daemons; minutes (ARGS="--kills 20 --daemons 3")
+	$(BIN)/python bench/chaos.py --model '$(MODELD_TEST_STARTER)' $(ARGS)
 
 dev:
 	@sh scripts/venv.sh dev

@@ -16,11 +16,9 @@ import os
 import signal
 import socket
 import sys
-import threading
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Final
 
 import uvloop
 
@@ -34,6 +32,7 @@ from modeld.catalog import starter
 from modeld.catalog.models import Catalog, ModelTable
 from modeld.catalog.progress import ConsoleProgress
 from modeld.config import Loaded, Settings
+from modeld.core.estimate import need
 from modeld.core.messages import LoadRequested, ModelTableReplaced, ShutdownRequested
 from modeld.core.model import ModelSpec
 from modeld.core.scheduler import Scheduler
@@ -42,11 +41,11 @@ from modeld.runtime.adapters.choice import choose
 from modeld.runtime.adapters.embedded import EmbeddedAdapter
 from modeld.runtime.adapters.external import ExternalAdapter
 from modeld.runtime.adapters.interface import Adapter, EngineInfo
+from modeld.runtime.background import in_background
 from modeld.runtime.driver import Driver
 from modeld.runtime.supervisor import Supervisor
 
 log = logging.getLogger("modeld.app")
-T = TypeVar("T")
 
 EXIT_OK: Final = 0
 EXIT_CONFIG: Final = 2
@@ -55,8 +54,8 @@ EXIT_INTERNAL: Final = 70
 
 HEADER_CACHE: Final = "headers-{folder:08x}.json"
 """One for each models folder that this state folder has seen."""
-GATHER_SECONDS: Final = 0.05
-"""How often the end of the last child is looked for during the shutdown."""
+LAST_SECONDS: Final = 0.5
+"""From the killing of what is left to the end of the process, whatever happens."""
 
 
 def serve(loaded: Loaded, *, fetch_starter: bool = False) -> int:
@@ -65,6 +64,7 @@ def serve(loaded: Loaded, *, fetch_starter: bool = False) -> int:
     logs.set_up(settings.log_level, settings.log_format)
     if fetch_starter and not starter.has_models(settings.models_dir):
         _fetch(settings.models_dir)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, it would keep us from reaping
     sockets = bind(settings.addr.host, settings.addr.port, settings.addr.unix_path)
     try:
         return uvloop.run(_run(settings, sockets))
@@ -104,7 +104,7 @@ class Daemon:
         self._sockets = sockets
         self._table = ModelTable({})
         self._notes: tuple[str, ...] = ()
-        self._unreachable: ModeldError | None = None
+        self._unreachable = ""
         self._engine: EngineInfo | None = None
         self._adapter: Adapter | None = None
         self._supervisor: Supervisor | None = None
@@ -129,12 +129,13 @@ class Daemon:
         metrics = Metrics(__version__)
         self._driver = driver = Driver(Scheduler(self._settings.limits(), {}), observer=metrics, on_fatal=self._on_fatal)
         app = self._edge(driver, metrics)
-        listener = Listener(app, ProtocolLimits(), self._settings.shutdown_timeout)
+        self._listener = listener = Listener(app, ProtocolLimits(), self._settings.shutdown_timeout)
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(listener.serve(sockets=self._sockets), name="listener")
             log.info("modeld %s listening on %s; %s", __version__, self._shown_address(), app.access.describe())
             working = group.create_task(self._work(), name="engine and folder")
             await self._stop.wait()
+            self._end_hard_in(self._settings.shutdown_timeout + LAST_SECONDS)
             listener.stop_accepting()
             await self._wind_up(working)
             await serving
@@ -182,6 +183,13 @@ class Daemon:
 
     async def _work(self) -> None:
         """Engine, then folder, for as long as the daemon runs. A request that comes earlier waits in `_known_table`."""
+        try:
+            await self._serve_models()
+        finally:
+            if self._adapter is not None:
+                await self._adapter.close()
+
+    async def _serve_models(self) -> None:
         settings = self._settings
         self._adapter, self._engine = await choose(
             adapter=settings.adapter,
@@ -225,6 +233,10 @@ class Daemon:
             log.info("%d model%s in %s", len(table.models), "s" if len(table.models) > 1 else "", where)
         elif not isinstance(self._adapter, ExternalAdapter):
             log.warning("no model in %s: put a .gguf file there, or run `modeld pull starter`", where)
+        pins = [spec for spec in table.models.values() if spec.pinned and spec.unavailable is None]
+        pinned_mb, room_mb = sum(need(spec).total_mb for spec in pins), settings.vram_budget_mb - settings.vram_margin_mb
+        if settings.vram_budget_mb and pinned_mb > room_mb:
+            log.warning("the pinned models need %d MB together, the budget has room for %d MB: not all can be kept", pinned_mb, room_mb)
         if settings.default_model is not None and table.models:
             try:
                 table.resolve(settings.default_model)
@@ -234,13 +246,17 @@ class Daemon:
     async def _known_table(self) -> ModelTable:
         """The catalogue; a request that comes before the first look at the folder waits for it. Raises what an external server lacks."""
         await asyncio.shield(self._first_look)
-        if self._unreachable is not None and not self._table.models:
-            raise self._unreachable
+        if self._unreachable and not self._table.models:
+            raise UpstreamUnreachable(self._unreachable)
         return self._table
 
     async def _rescan(self) -> None:
         async with self._scan_lock:
-            table = await self._read_table()
+            try:
+                table = await self._read_table()
+            except Exception:
+                log.exception("the models could not be looked at; the catalogue stays as it was")
+                table = self._table
             for note in table.notes:
                 if note not in self._notes:
                     log.warning("%s", note)
@@ -253,13 +269,13 @@ class Daemon:
 
     async def _read_table(self) -> ModelTable:
         if not isinstance(self._adapter, ExternalAdapter):
-            return await _in_background(self._catalog.scan)
+            return await in_background(self._catalog.scan)
         try:
             specs: list[ModelSpec] = await self._adapter.models()
         except ModeldError as error:
-            self._unreachable = UpstreamUnreachable(f"the server at llama_url has no answer: {error.message}")
+            self._unreachable = f"the server at llama_url has no answer: {error.message}"
             return ModelTable(self._table.models, (f"llama_url: {error.message}",))
-        self._unreachable = None
+        self._unreachable = ""
         return ModelTable({spec.id: spec for spec in specs})
 
     # --- end ----------------------------------------------------------------------------------------------------------
@@ -271,6 +287,8 @@ class Daemon:
             self._stop.set()
         else:
             self._kill_rest("second signal")
+            self._listener.force_exit = True
+            self._end_hard_in(LAST_SECONDS)
 
     def _on_fatal(self, error: InvariantError) -> None:
         self._exit_code = EXIT_INTERNAL
@@ -278,52 +296,30 @@ class Daemon:
 
     async def _wind_up(self, working: asyncio.Task[None]) -> None:
         """Core ends all requests and children; past shutdown_timeout they are killed. Then the supervisor may go."""
-        loop = asyncio.get_running_loop()
         if not self._first_look.done():
             self._first_look.set_exception(Draining("modeld is shutting down; try again when it is back", retry_after_seconds=5))
             self._first_look.exception()  # seen, also when nobody waited for it
         if self._supervisor is not None:
             self._driver.post(ShutdownRequested())
-            deadline = loop.time() + self._settings.shutdown_timeout
-            while self._driver.snapshot().instances:
-                if loop.time() > deadline:
-                    self._kill_rest("shutdown_timeout is over")
-                    deadline = float("inf")
-                await asyncio.sleep(GATHER_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.shutdown_timeout):
+                    await self._driver.empty()
             await self._supervisor.close()
         working.cancel()
         await asyncio.wait([working])
-        if self._adapter is not None:
-            await self._adapter.close()
+
+    def _end_hard_in(self, seconds: float) -> None:
+        """Whatever still holds us then (a child that KILL does not end, an event that was lost) must not: the kernel ends our children."""
+        asyncio.get_running_loop().call_later(seconds, self._end_hard)
+
+    def _end_hard(self) -> None:
+        log.error("something did not end in time; leaving without it")
+        logging.shutdown()
+        if self._settings.addr.unix_path is not None:
+            Path(self._settings.addr.unix_path).unlink(missing_ok=True)
+        os._exit(self._exit_code)
 
     def _kill_rest(self, why: str) -> None:
         log.warning("killing what is left: %s", why)
         if self._supervisor is not None:
             self._supervisor.kill_all()
-
-
-def _in_background(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Run blocking work in a thread that ends with the process: a folder on a dead mount must not hold up the shutdown."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def tell(result: T | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(cast(T, result))
-
-    def run() -> None:
-        result: T | None = None
-        error: BaseException | None = None
-        try:
-            result = work()
-        except BaseException as raised:  # noqa: BLE001 - whatever it was, it is raised again where it is awaited
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(tell, result, error)
-
-    threading.Thread(target=run, name="folder", daemon=True).start()
-    return done

@@ -58,6 +58,12 @@ def test_the_sum_has_its_parts_and_its_source():
     assert cost.total_mb == 343  # 93.8 + 180 + 64 + 4.7
 
 
+def test_an_attached_projector_counts():
+    sighted = replace(SMOLLM2, mmproj="/mmproj.gguf", mmproj_bytes=900 * MIB)
+    assert need(sighted).total_mb == need(SMOLLM2).total_mb + 900
+    assert "projector" in [part.name for part in need(sighted).parts]
+
+
 def test_a_declared_figure_wins_and_what_is_not_ours_costs_nothing():
     assert (need(replace(SMOLLM2, vram_mb=7)).total_mb, need(replace(SMOLLM2, vram_mb=7)).source) == (7, "declared")
     assert (need(replace(SMOLLM2, external=True)).total_mb, need(replace(SMOLLM2, external=True)).source) == (0, "external")

@@ -49,6 +49,14 @@ def test_a_wish_drains_nobody_and_a_preload_evicts_nobody():
     assert plan([demand("a", 100, math.inf, may_evict=False)], [resident("x", 100)], 0, 0).evict == {}
 
 
+def test_loads_in_progress_that_stand_in_the_way_keep_nobody_waiting_for_ever():
+    """What is in reach is kept for the older demand until the loads are ready and can give way."""
+    result = plan([demand("big", 280, 1), demand("small", 90, 2)], [resident("x", 100)], 100, 0, loading_mb=90)
+    assert (result.start, result.evict) == ([], {})
+    result = plan([demand("big", 280, 1), demand("small", 90, 2)], [resident("x", 100)], 100, 0, loading_mb=10)
+    assert result.start == ["small"]
+
+
 def test_who_cannot_be_helped_now_keeps_no_room_from_others():
     result = plan([demand("big", 500, 1), demand("small", 10, 2)], [resident("x", 100)], 50, 0)
     assert result.start == ["small"]

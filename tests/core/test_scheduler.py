@@ -88,6 +88,14 @@ def test_a_check_of_a_file_that_was_replaced_meanwhile_counts_for_nothing():
     play.at(3, LaunchChecked(A, "v2")).gives("start 1/a")
 
 
+def test_a_rejection_about_a_file_that_was_replaced_meanwhile_fails_nobody():
+    play = Play({"a": 100}, checks=False)
+    play.at(0, arrive("r1", "a")).gives("check a")
+    play.at(1, ModelTableReplaced({A: replace(play.models[A], fingerprint="v2")})).gives()
+    play.at(2, LaunchRejected(A, "v1", ModelUnavailable("the file is gone"))).gives("check a")
+    play.at(3, LaunchChecked(A, "v2")).gives("start 1/a")
+
+
 def test_one_load_however_many_wait():
     play = Play({"a": 100}, queue_depth_max=1000, slots=4)
     play.at(0, *[arrive(f"r{n}", "a") for n in range(1000)]).gives("start 1/a")
@@ -288,6 +296,32 @@ def test_with_an_unlimited_budget_nobody_is_evicted():
     play.at(1, arrive("r1", "b")).gives("start 2/b")
 
 
+def test_a_big_model_is_served_although_small_ones_load_one_after_another():
+    """Small models whose loads overlap would hold the memory for ever, were nothing kept for the older request."""
+    play = Play({"big": 280, "s1": 90, "s2": 90, "s3": 90, "s4": 90}, budget=300)
+    play.at(0, arrive("r1", "s1"), arrive("r2", "s2")).gives("start 1/s1", "start 2/s2")
+    play.at(1, arrive("rb", "big"), arrive("r3", "s3")).gives()  # s3 would fit, and is younger
+    play.at(2, InstanceReady(i(1, "s1"))).gives("start 3/s3", "grant r1 1/s1")  # older requests stand in big's way just then
+    play.at(3, LeaseReleased(r("r1")), InstanceReady(i(2, "s2"))).gives("grant r2 2/s2")
+    play.at(4, LeaseReleased(r("r2")), arrive("r4", "s4")).gives()
+    play.at(5, InstanceReady(i(3, "s3"))).gives("stop 1/s1 evicted for big", "stop 2/s2 evicted for big", "stop 3/s3 evicted for big")
+    gone = [event for one in ("1/s1", "2/s2", "3/s3") for event in (InstanceExited(InstanceId(one)), MemoryFreed(InstanceId(one)))]
+    play.at(6, *gone).gives("start 4/big")
+
+
+def test_pins_that_do_not_fit_do_not_refuse_everybody_else():
+    play = Play([spec("huge", 400, pinned=True), spec("a", 100)], budget=300)
+    play.at(0, arrive("r1", "a")).gives("start 1/a")
+    play = Play([spec("p", 200, pinned=True), spec("q", 200, pinned=True), spec("a", 100)], budget=300)
+    play.at(0, arrive("r1", "a")).gives("start 1/a")
+
+
+def test_a_resident_model_is_served_although_a_pin_came_later():
+    play = loaded(Play([spec("a", 200)], budget=300), "a")
+    play.at(1, ModelTableReplaced(play.models | {B: spec("b", 150, pinned=True)})).gives()
+    play.at(2, arrive("r1", "a")).gives("grant r1 1/a")
+
+
 # --- lines, limits, deadlines -----------------------------------------------------------------------------------------
 
 
@@ -434,6 +468,27 @@ def test_an_unload_drains_and_past_the_deadline_ends_the_requests():
     play.at(33, LeaseReleased(r("r1"))).gives("stop 1/a unload")
 
 
+def test_past_the_drain_deadline_there_is_nothing_more_to_wake_up_for():
+    play = loaded(Play({"a": 100}, drain_timeout_seconds=5), "a")
+    play.at(1, arrive("r1", "a"), UnloadRequested(A)).gives("grant r1 1/a")
+    play.at(6, Wakeup()).gives("revoke r1 unloaded")
+    assert play.scheduler.next_wakeup() is None
+
+
+def test_an_unload_is_not_undone_by_a_file_that_changes():
+    play = loaded(Play({"a": 100}), "a")
+    play.at(1, arrive("r1", "a"), UnloadRequested(A)).gives("grant r1 1/a")
+    play.at(2, ModelTableReplaced({A: replace(play.models[A], fingerprint="v2")}), LeaseReleased(r("r1"))).gives("stop 1/a unload")
+    play.at(3, InstanceExited(i(1, "a")), MemoryFreed(i(1, "a"))).gives()
+
+
+def test_a_wish_for_a_model_that_is_there_is_granted_and_gone():
+    play = loaded(Play([spec("a", 100, ttl_seconds=10.0)]), "a")
+    play.at(1, LoadRequested(A)).gives()
+    play.at(10, Wakeup()).gives("stop 1/a ttl")
+    play.at(11, InstanceExited(i(1, "a")), MemoryFreed(i(1, "a"))).gives()
+
+
 def test_a_ttl_unloads_an_idle_model_and_a_request_in_time_keeps_it():
     play = loaded(Play([spec("a", 100, ttl_seconds=10.0)]), "a")
     assert play.scheduler.next_wakeup() == 10
@@ -496,6 +551,19 @@ def test_an_unavailable_model_is_refused_with_its_reason():
     play = Play([spec("a", 100, unavailable="the file is truncated")])
     play.at(0, arrive("r1", "a")).gives("refuse r1 model_unavailable")
     assert "truncated" in str(play.refused("r1"))
+
+
+def test_a_shutdown_does_not_wait_for_a_back_off():
+    play = Play({"a": 100})
+    play.at(0, arrive("r1", "a")).gives("start 1/a")
+    play.at(0, InstanceFailed(i(1, "a"), LoadFailed("no")), InstanceExited(i(1, "a")), MemoryFreed(i(1, "a"))).gives(
+        "refuse r1 load_failed"
+    )
+    assert [view.state for view in play.snapshot.instances] == ["failed"]
+    assert play.snapshot.instances[0].last_used == 0
+    play.at(0, ShutdownRequested()).gives()
+    assert play.snapshot.instances == ()
+    assert play.scheduler.is_empty()
 
 
 def test_shutdown_refuses_the_waiting_ends_the_running_and_stops_all():

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import weakref
 from collections.abc import AsyncIterator
 
 import pytest
@@ -254,3 +257,42 @@ async def test_a_lease_revoked_in_the_step_of_its_grant_is_given_back(stage: Sta
     lease.revoke(Died("gone"))
     lease.revoke(Draining("later"))
     assert isinstance(lease.revoked, Died)
+
+
+async def test_a_refused_request_is_forgotten_at_once():
+    """Its error, the error's traceback and the request must not hold each other: a prompt may hang on them."""
+    stage = Stage(queue_depth_max=1)
+    gc.disable()
+    try:
+        async with stage.request("r1"):
+            waiting = stage.request("r2")
+            async with asyncio.TaskGroup() as group:
+
+                async def wait() -> None:
+                    with pytest.raises(Draining):
+                        async with waiting:
+                            raise AssertionError("it must not get in")
+
+                group.create_task(wait())
+                await settle()
+                seen = []
+                for name in ("r3", "r4"):
+                    pending = stage.request(name)
+                    seen.append(weakref.ref(pending))
+                    with contextlib.suppress(QueueFull):
+                        async with pending:
+                            raise AssertionError("it must not get in")
+                    del pending
+                assert [ref() for ref in seen] == [None, None]
+                waiting.withdraw(Draining("enough"))
+    finally:
+        gc.enable()
+    stage.driver.close()
+
+
+async def test_empty_is_when_the_last_memory_is_free(stage: Stage):
+    async with stage.request("r1"):
+        pass
+    stage.driver.post(ShutdownRequested())
+    await stage.driver.empty()
+    assert stage.driver.snapshot().instances == ()

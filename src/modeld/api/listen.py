@@ -21,6 +21,8 @@ from modeld.errors import ConfigError
 BACKLOG: Final = 1024
 TICK_SECONDS: Final = 1.0
 """How often uvicorn renews its Date header."""
+_NOT_HERE: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+"""What one address of a name may say while another one is fine: `localhost` is also ::1 on a machine without IPv6."""
 
 
 def bind(host: str, port: int, unix_path: str | None) -> list[socket.socket]:
@@ -28,15 +30,38 @@ def bind(host: str, port: int, unix_path: str | None) -> list[socket.socket]:
     if unix_path is not None:
         return [_bind_unix(Path(unix_path))]
     if not host:
-        with contextlib.suppress(OSError):  # a machine without IPv6
+        try:
             return [_bind_any(port)]
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                raise ConfigError(f'addr ":{port}": {_why(error)}') from error
+        # A machine without IPv6.
         host = "0.0.0.0"  # noqa: S104 - asked for; who is served is decided by api.access
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise ConfigError(f'addr "{shown}": {error.strerror}; use an address of this machine, or :{port} for all') from error
-    return [_bind_tcp(family, address, shown) for family, address in dict.fromkeys((item[0], item[4]) for item in found)]
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
+        raise ConfigError(f'addr "{shown}": {reason}; use an address of this machine, or :{port} for all') from error
+    return _bind_each(list(dict.fromkeys((item[0], item[4]) for item in found)), shown)
+
+
+def _bind_each(wanted: list[tuple[socket.AddressFamily, Any]], shown: str) -> list[socket.socket]:
+    """All of them, or at least one while the others are only not of this machine."""
+    bound: list[socket.socket] = []
+    refused: OSError | None = None
+    for family, address in wanted:
+        try:
+            bound.append(_bind_tcp(family, address))
+        except OSError as error:
+            refused = error
+            if error.errno not in _NOT_HERE:
+                break
+    if refused is not None and (not bound or refused.errno not in _NOT_HERE):
+        for one in bound:
+            one.close()
+        raise ConfigError(f'addr "{shown}": {_why(refused)}') from refused
+    return bound
 
 
 def _bind_any(port: int) -> socket.socket:
@@ -46,25 +71,24 @@ def _bind_any(port: int) -> socket.socket:
     except OSError:
         both.close()
         raise
-    return _listen(both, ("::", port), f":{port}")
+    return _listen(both, ("::", port))
 
 
-def _bind_tcp(family: socket.AddressFamily, address: Any, shown: str) -> socket.socket:
+def _bind_tcp(family: socket.AddressFamily, address: Any) -> socket.socket:
     one = socket.socket(family, socket.SOCK_STREAM)
     if family is socket.AF_INET6:
         one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    return _listen(one, address, shown)
+    return _listen(one, address)
 
 
-def _listen(one: socket.socket, address: Any, shown: str) -> socket.socket:
+def _listen(one: socket.socket, address: Any) -> socket.socket:
+    """Raises OSError; the socket is closed then."""
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         one.bind(address)
         one.listen(BACKLOG)
-    except OSError as error:
+    except OSError:
         one.close()
-        if error.errno in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
-            raise ConfigError(f'addr "{shown}": {_why(error)}') from error
         raise
     one.setblocking(False)
     return one
@@ -76,8 +100,10 @@ def _why(error: OSError) -> str:
             return "something listens there already; stop it, or choose another port with --addr"
         case errno.EACCES:
             return "not allowed to listen there; ports below 1024 need a privilege, choose another with --addr"
-        case _:
+        case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
             return "this machine has no such address; use :PORT for all of its addresses"
+        case _:
+            return f"{error.strerror or error}; choose another address with --addr"
 
 
 def _bind_unix(path: Path) -> socket.socket:

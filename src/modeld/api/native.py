@@ -109,7 +109,7 @@ class Native:
             raise BadRequest("the body is not valid JSON: it is not valid UTF-8") from None
         if not body.prompt.strip():
             raise BadRequest("prompt: it holds only white space")
-        model = await self._relay.resolve(body.model)
+        model = await self._relay.resolve(call, body.model)
         call.body = encode(_completion(body, model))
         answer = InferStream(call) if body.stream is not False else InferWhole(call)
         return await self._relay.serve(call, model, "/completion", answer)

@@ -63,7 +63,7 @@ class OpenAI:
 
     async def _relayed(self, call: Call, path: str) -> Reply | None:
         body = decode(_bodies, call.body)
-        model = await self._relay.resolve(body.model)
+        model = await self._relay.resolve(call, body.model)
         return await self._relay.serve(call, model, path, Passed(call))
 
 

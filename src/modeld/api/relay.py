@@ -15,7 +15,8 @@ import asyncio
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from modeld.api.ndjson import is_showable, upstream_message
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 RESCAN_PAUSE_SECONDS: Final = 0.25
 """An unknown name makes the folder be read again, at most this often: guessing names is no way to keep the disk busy."""
+LOOK_SECONDS_MAX: Final = 30.0
+"""How long a request waits for the models folder to be read."""
 REFUSAL_BYTES_MAX: Final = 64 * 1024
 """Longest error body of a child that is read."""
 
@@ -108,23 +111,24 @@ class Relay:
         # A client chooses its request id and may use one twice: the core's key is made unique here.
         self._numbers = itertools.count(1)
 
-    async def resolve(self, name: str | None) -> ModelId:
-        """The model of a request. Raises NoModelNamed, UnknownModel."""
+    async def resolve(self, call: Call, name: str | None) -> ModelId:
+        """The model of a request. Raises NoModelNamed, UnknownModel, ModelUnavailable (the folder does not answer), ClientGone."""
         name = name or self._default_model
         if not name:
             raise NoModelNamed(
                 'the request names no model and there is no default_model; put "model" into the body, GET /models lists them'
             )
-        try:
+        async with _while_the_client_stays(call):
+            try:
+                return (await self._table()).resolve(name)
+            except UnknownModel:
+                if self._rescan is None:
+                    raise
+            async with self._rescan_lock:
+                if time.monotonic() - self._rescanned_at >= RESCAN_PAUSE_SECONDS:
+                    await self._rescan()
+                    self._rescanned_at = time.monotonic()
             return (await self._table()).resolve(name)
-        except UnknownModel:
-            if self._rescan is None:
-                raise
-        async with self._rescan_lock:
-            if time.monotonic() - self._rescanned_at >= RESCAN_PAUSE_SECONDS:
-                await self._rescan()
-                self._rescanned_at = time.monotonic()
-        return (await self._table()).resolve(name)
 
     async def serve(self, call: Call, model: ModelId, path: str, answer: Answer) -> Reply | None:
         """Have the child of `model` answer `POST path` with `call.body`. Raises whatever went wrong before the first byte."""
@@ -138,6 +142,7 @@ class Relay:
             answer.fail(error)
             return None
         finally:
+            call.body = b""  # an error may keep our frames alive, it must not keep the prompt
             call.tokens = answer.completion_tokens
             self._metrics.tokens(answer.prompt_tokens, answer.completion_tokens)
         return answer.reply()
@@ -202,6 +207,28 @@ async def _open(call: Call, lease: Lease, path: str, ending: Ending) -> Exchange
         exchange.abort()
         raise ending.error
     return exchange
+
+
+@asynccontextmanager
+async def _while_the_client_stays(call: Call) -> AsyncIterator[None]:
+    """Bound a look at the folder: it ends when the client leaves, or when a dead mount has not answered for long enough."""
+    loop, inside = asyncio.get_running_loop(), True
+    try:
+        async with asyncio.timeout(LOOK_SECONDS_MAX) as bound:
+
+            def left() -> None:
+                if inside:
+                    bound.reschedule(loop.time() - 1)
+
+            call.connection.on_disconnect(left)
+            try:
+                yield
+            finally:
+                inside = False
+    except TimeoutError:
+        if call.connection.disconnected:
+            raise ClientGone("the client left") from None
+        raise ModelUnavailable("the models folder does not answer; try again later", retry_after_seconds=30) from None
 
 
 def _nothing(_: ModeldError) -> None:

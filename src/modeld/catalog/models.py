@@ -314,6 +314,7 @@ def _bare_spec(draft: _Draft) -> ModelSpec:
         ctx_train=head.ctx_train,
         kv_shape=KvShape(head.heads_kv, head.key_length, head.value_length),
         mmproj=draft.projector.path if draft.projector else None,
+        mmproj_bytes=draft.projector.status.st_size if draft.projector and draft.projector.status else 0,
         unavailable=_unavailable(draft),
     )
 

@@ -139,12 +139,27 @@ class Book:
         )
         return self.ledger.releasing_mb(LOCAL) + sum(ordered)
 
+    def loading_mb(self) -> int:
+        """What loads in progress hold that can be evicted once they are ready."""
+        return sum(
+            self.ledger.held_mb(instance.id, LOCAL)
+            for instance in self.instances.values()
+            if instance.state is State.LOADING and not self.is_pinned(instance)
+        )
+
     def available_at_most_mb(self, model: ModelId) -> int | None:
-        """What `model` could have if everything that may be evicted were: budget less margin less other models' pins."""
+        """What `model` could have if everything that may be evicted were: budget less margin less other models' pins.
+
+        Pins are honoured in id order as far as they fit: one too many must not refuse everybody else.
+        """
         if self.budget_mb == 0:
             return None
-        pins = sum(need(spec).total_mb for spec in self.models.values() if spec.pinned and spec.id != model and spec.unavailable is None)
-        return self.budget_mb - self.limits.margin_mb - pins
+        room_mb = self.budget_mb - self.limits.margin_mb
+        for other in sorted(self.models):
+            spec = self.models[other]
+            if spec.pinned and other != model and spec.unavailable is None and (pin_mb := need(spec).total_mb) <= room_mb:
+                room_mb -= pin_mb
+        return room_mb
 
     def why_waits(self, model: ModelId) -> str:
         """Half a sentence for people: what a request of this model waits for."""
@@ -176,7 +191,7 @@ class Book:
         backing_off = {model: failure for model, failure in self.failures.items() if failure.until > now}
         for model, failure in backing_off.items():
             if self.of_model(model) is None:
-                views.append(InstanceView(InstanceId(f"0/{model}"), model, State.FAILED, 0, 0, 0, failure.until, None, 0.0, external=False))
+                views.append(InstanceView(InstanceId(f"0/{model}"), model, State.FAILED, 0, 0, 0, failure.at, None, 0.0, external=False))
         heads = {model: self.lines.head(model) for model in self.lines.models()}
         return Snapshot(
             instances=tuple(views),

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-only
 """What a model will cost, in MiB, with the parts of the sum; rule: a figure without its source is not given out.
 
-Declared figures win. Otherwise: file size + KV cache from the header + (64 MiB + 5 % of the file) for compute buffers and the process.
+Declared figures win. Otherwise: file size (and that of an attached projector) + KV cache from the header + (64 MiB + 5 % of the file) for
+compute buffers and the process.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def need(spec: ModelSpec) -> Need:
     parts = (
         Part("weights", spec.size_bytes),
         Part("kv cache", kv_bytes(spec)),
+        *([Part("projector", spec.mmproj_bytes)] if spec.mmproj is not None else []),
         Part("compute and process", OVERHEAD_MB * MIB + int(spec.size_bytes * OVERHEAD_SHARE)),
     )
     total = sum(part.bytes for part in parts)

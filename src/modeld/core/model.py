@@ -107,6 +107,7 @@ class ModelSpec:
     ctx_train: int = 0
     kv_shape: KvShape = KvShape()
     mmproj: str | None = None
+    mmproj_bytes: int = 0
     aliases: tuple[str, ...] = ()
     unavailable: str | None = None
     options: LaunchOptions = LaunchOptions()

@@ -40,11 +40,12 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The last load failure of a model. A new attempt is allowed from `until` (monotonic seconds) on."""
+    """The last load failure of a model, `at` its time. A new attempt is allowed from `until` on (both monotonic seconds)."""
 
     error: ModeldError
     fingerprint: str
     attempts: int
+    at: float
     until: float
 
 

@@ -7,7 +7,9 @@ Demands are taken oldest first. For each:
 3  It fits with what is on its way back (stopping children, drains that somebody ordered): wait for that.
 4  Evict: idle instances first, then busy ones, which are drained and never cut. Not a candidate: an instance whose own line holds a
    request older than this demand (it goes first), nor one already chosen for somebody else.
-5  Nothing suffices now: it waits, and keeps no room from others.
+5  Nothing suffices now. If it is only loads in progress that stand in the way (they can be evicted once they are ready), it keeps
+   what is in reach from younger demands: else loads that overlap, one after another, could starve it for ever.
+6  Otherwise it waits and keeps nothing from others: all they can start can be drained for it later.
 What is not chosen any more is resumed by the caller: a drain for a demand that went away ends with it.
 """
 
@@ -50,9 +52,12 @@ class Plan:
     waits: dict[ModelId, str] = field(default_factory=dict)
 
 
-def plan(demands: Sequence[Demand], residents: Sequence[Resident], free_mb: int | None, coming_mb: int) -> Plan:
-    """Decide for all demands. `free_mb` is budget - margin - used (None = unlimited, may be < 0), `coming_mb` returns by itself."""
+def plan(demands: Sequence[Demand], residents: Sequence[Resident], free_mb: int | None, coming_mb: int, loading_mb: int = 0) -> Plan:
+    """Decide for all demands. `free_mb` is budget - margin - used (None = unlimited, may be < 0), `coming_mb` returns by itself,
+    `loading_mb` is held by loads in progress that can be evicted once they are ready.
+    """
     result = Plan()
+    kept: set[InstanceId] = set()
     for demand in demands:
         if not demand.checked:  # 1
             result.check.append(demand.model)
@@ -69,8 +74,12 @@ def plan(demands: Sequence[Demand], residents: Sequence[Resident], free_mb: int 
             result.waits[demand.model] = "memory that is being given back"
             continue
         short_mb -= coming_mb
-        victims = choose(_candidates(demand, residents, result), short_mb) if demand.may_evict else None  # 4
-        if victims is None:  # 5
+        in_reach = [one for one in _candidates(demand, residents, result) if one.id not in kept] if demand.may_evict else []
+        victims = choose(in_reach, short_mb)  # 4
+        if victims is None:
+            if demand.may_drain and short_mb <= sum(one.frees_mb for one in in_reach) + loading_mb:  # 5
+                kept.update(one.id for one in in_reach)
+                free_mb = coming_mb = loading_mb = 0
             result.waits[demand.model] = "memory that other models still need"
             continue
         for victim in victims:

@@ -77,8 +77,9 @@ class Scheduler:
                 if self._book.checking.pop(model, None) == fingerprint:
                     self._book.checked[model] = fingerprint
             case LaunchRejected(model, fingerprint, error):
-                if self._book.checking.pop(model, None) == fingerprint:
-                    self._fail(model, fingerprint, error, now, out)
+                spec = self._book.models.get(model)
+                if self._book.checking.pop(model, None) == fingerprint and spec is not None and spec.fingerprint == fingerprint:
+                    self._fail(model, fingerprint, error, now, out)  # else it is about a file that was replaced: checked again
             case LoadProgressed(instance_id, fraction):
                 if (instance := self._book.instances.get(instance_id)) is not None:
                     instance.progress = fraction
@@ -97,7 +98,8 @@ class Scheduler:
             case SettingsReplaced(limits):
                 self._book.limits = limits
             case LoadRequested(model, may_evict):
-                self._book.wishes[model] = may_evict
+                if (instance := self._book.of_model(model)) is None or instance.state is not State.READY:
+                    self._book.wishes[model] = may_evict
             case UnloadRequested(model):
                 self._book.wishes.pop(model, None)
                 if (instance := self._book.of_model(model)) is not None:
@@ -125,6 +127,10 @@ class Scheduler:
         earliest = min(deadlines)
         return None if earliest == math.inf else earliest
 
+    def is_empty(self) -> bool:
+        """No instance holds anything any more."""
+        return not self._book.instances
+
     def snapshot(self, now: float) -> Snapshot:
         return self._book.snapshot(now)
 
@@ -148,7 +154,7 @@ class Scheduler:
             open=not book.shutting_down,
             spec=spec,
             need=None if spec is None else need(spec),
-            available_mb=book.available_at_most_mb(request.model),
+            available_mb=book.available_at_most_mb(request.model) if instance is None else None,
             failure=None if failure is None else failure.error,
             retry_in_seconds=0.0 if failure is None else failure.until - now,
             line_length=line_length,
@@ -223,7 +229,7 @@ class Scheduler:
         book = self._book
         before = book.failures.get(model)
         attempts = 1 if before is None or before.fingerprint != fingerprint else before.attempts + 1
-        book.failures[model] = Failure(error, fingerprint, attempts, now + backoff_seconds(model, attempts))
+        book.failures[model] = Failure(error, fingerprint, attempts, now, now + backoff_seconds(model, attempts))
         book.load_failures_total += 1
         book.last_error = error.message
         book.wishes.pop(model, None)
@@ -246,7 +252,7 @@ class Scheduler:
             if instance.state in (State.LOADING, State.READY, State.DRAINING) and (
                 spec is None or spec.unavailable is not None or not instance.same_launch(spec)
             ):
-                if spec is not None and spec.unavailable is None:
+                if spec is not None and spec.unavailable is None and instance.drain_why in ("", EVICTED):
                     book.wishes.setdefault(instance.model, False)
                 self._drain(instance, "replaced", now, out)
         for model in book.lines.models():
@@ -269,6 +275,7 @@ class Scheduler:
         book = self._book
         book.shutting_down = True
         book.wishes.clear()
+        book.failures.clear()
         for model in book.lines.models():
             gone = Draining("modeld is shutting down; try again when it is back", retry_after_seconds=5)
             out.extend(Refuse(waiting.request.id, gone) for waiting in book.lines.take(model))
@@ -309,7 +316,7 @@ class Scheduler:
         book = self._book
         needs: dict[ModelId, Need] = {}
         demands = self._demands(needs, out)
-        plan = placement.plan(demands, self._residents(), book.free_mb(), book.coming_mb())
+        plan = placement.plan(demands, self._residents(), book.free_mb(), book.coming_mb(), book.loading_mb())
         book.waits = plan.waits
         for instance in book.instances.values():
             if instance.state is State.DRAINING and instance.drain_why == EVICTED and instance.id not in plan.evict:
@@ -416,6 +423,7 @@ class Scheduler:
                 self._stop(instance, instance.drain_why, now, out)
             elif instance.drain_deadline <= now:
                 error = Unloaded(f'model "{instance.model}" was unloaded ({instance.drain_why}) before the answer ended')
+                instance.drain_deadline = math.inf
                 for request in sorted(instance.leases):
                     self._revoke(self._book.leases[request], error, out)
 

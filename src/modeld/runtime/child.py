@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -34,6 +35,8 @@ FIRST_LINE_BYTES_MAX: Final = 32 * 1024
 """Half of what an empty pipe takes without blocking."""
 REST_SECONDS_MAX: Final = 2.0
 REST_ROUNDS_MAX: Final = 20
+EXIT_CODE_UNKNOWN: Final = 255
+"""Told when somebody else has reaped the child (an ignored SIGCHLD does). Never a signal: that would be read as a kill for memory."""
 
 LineFilter = Callable[[bytes], bool]
 """Sees each line of standard output; True keeps it out of the log, because it was a message and not a log line."""
@@ -56,6 +59,8 @@ def child_environment(source: Mapping[str, str], home: Path) -> dict[str, str]:
 
 class Child:
     """A running process. `exit` gives its code (negative = the signal) once it is reaped and nothing of its session is left.
+
+    A code that nobody can tell any more is EXIT_CODE_UNKNOWN, with a line in the log: `exit` always comes.
 
     All methods belong to the event loop's thread.
     """
@@ -146,14 +151,20 @@ class Child:
         self._loop.remove_reader(self._pidfd)
         if self._kill_timer is not None:
             self._kill_timer.cancel()
-        self._end_rest()
+        if _is_zombie(self._pidfd):
+            self._end_rest()
+        else:  # reaped by somebody else: the number may be a stranger's by now, so nothing more is signalled
+            self._reap()
 
     def _end_rest(self) -> None:
         self._rest_rounds += 1
         # Not reaped yet, so the number still names our own group and nobody else's.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
-        for pidfd in _open_session(self.pid):
+        found: list[int] = []
+        with contextlib.suppress(OSError):  # no descriptor is left to look into /proc: the group has been killed at least
+            found = _open_session(self.pid)
+        for pidfd in found:
             self._rest.add(pidfd)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -183,7 +194,12 @@ class Child:
     def _reap(self) -> None:
         for pidfd in tuple(self._rest):
             self._drop_rest(pidfd)
-        self._process.returncode = code = _wait(self._pidfd)
+        try:
+            code = _wait(self._pidfd)
+        except OSError as error:  # raised here it would be the loop's, and `exit` would never come
+            code = EXIT_CODE_UNKNOWN
+            self._log.append(f"[the exit code is lost: {error.strerror}]")
+        self._process.returncode = code
         os.close(self._pidfd)
         self._pidfd = -1
         for output in self._outputs:
@@ -307,11 +323,19 @@ def _spawn_failed(error: OSError | ValueError) -> SpawnFailed:
     return SpawnFailed(f"The model server could not be started: {reason or 'bad argument'}.", detail=f"{type(error).__name__}: {error}")
 
 
+def _is_zombie(pidfd: int) -> bool:
+    """It has ended and waits to be reaped by us."""
+    try:
+        return os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except OSError:
+        return False
+
+
 def _wait(pidfd: int) -> int:
-    """Reap; the exit code, or minus the signal."""
+    """Reap; the exit code, or minus the signal. Raises OSError (ECHILD: reaped by somebody else)."""
     result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-    if result is None:
-        raise InvariantError("a child that has ended cannot be reaped")
+    if result is None:  # only without an end to wait for, which is not what was asked
+        raise ChildProcessError(errno.ECHILD, os.strerror(errno.ECHILD))
     return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
 

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from types import TracebackType
 from typing import Protocol, assert_never
 
@@ -22,6 +23,7 @@ from modeld.core.messages import (
     InstanceReady,
     LeaseFailed,
     LeaseReleased,
+    MemoryFreed,
     Refuse,
     RequestArrived,
     RequestWithdrawn,
@@ -102,8 +104,12 @@ class PendingLease:
         try:
             return await self._granted
         except asyncio.CancelledError:
-            self._driver.post(RequestWithdrawn(self._request.id))
+            self._driver.leave(self._request.id, RequestWithdrawn(self._request.id))
             raise
+        finally:
+            if self._granted.done() and (self._granted.cancelled() or self._granted.exception() is not None):
+                # The error's traceback holds this frame, and with it us: holding the error would keep all three until a full collection.
+                self._granted = self._driver.never
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         request, tokens = self._request.id, self._granted.result().tokens
@@ -136,6 +142,10 @@ class Driver:
         self._pending: dict[RequestId, tuple[Request, asyncio.Future[Lease], float]] = {}
         self._leases: dict[RequestId, Lease] = {}
         self._started: dict[InstanceId, float] = {}
+        self._empty = asyncio.Event()
+        self.never: asyncio.Future[Lease] = self.loop.create_future()
+        """What a request that was refused waits for from then on; done, so that nobody withdraws it again."""
+        self.never.cancel()
 
     def attach(self, actor: Actor) -> None:
         """Give the driver its hands. Before this nothing may be posted."""
@@ -169,6 +179,12 @@ class Driver:
         self._leases.pop(request, None)
         self.post(event)
 
+    async def empty(self) -> None:
+        """Return when no instance is left. To be asked after the shutdown was requested: nothing starts any more."""
+        while not self._scheduler.is_empty():
+            self._empty.clear()
+            await self._empty.wait()
+
     def snapshot(self) -> Snapshot:
         return self._scheduler.snapshot(self.loop.time())
 
@@ -187,6 +203,9 @@ class Driver:
             self._on_fatal(error)
             return
         self.journal.record(now, event, commands)
+        if isinstance(event, MemoryFreed):
+            self._started.pop(event.instance, None)
+            self._empty.set()
         if isinstance(event, InstanceReady) and (started := self._started.pop(event.instance, None)) is not None:
             self._observer.observe_load(now - started)
             log.info("ready %s after %.3f s", event.instance, now - started)
@@ -204,7 +223,7 @@ class Driver:
             case RevokeLease(request, error):
                 log.info("end request %s: %s", request, error.message)
                 if (lease := self._leases.get(request)) is not None:
-                    lease.revoke(error)
+                    lease.revoke(copy(error))
                 else:  # granted and given back in the same step
                     self.post(LeaseReleased(request))
             case CheckLaunch(spec):
@@ -241,7 +260,8 @@ class Driver:
         if pending is not None:
             log.info("refuse request %s (%s): %s", request, error.kind, error.message)
             if not pending[1].done():
-                pending[1].set_exception(error)
+                # A copy: the journal keeps the error, and where it is raised it gets a traceback that holds the whole request.
+                pending[1].set_exception(copy(error))
 
     def _arm(self) -> None:
         """One timer, for the scheduler's next deadline."""

@@ -165,7 +165,7 @@ class Supervisor:
             entry.stopping = True
             served.stop()
             self._post(InstanceFailed(instance, failure))
-        report = await served.exited()
+        report = await self._report(instance, served)
         if not entry.stopping:
             log.warning("%s %s", instance, report.reason)
         self._end(instance, spec, report)
@@ -179,6 +179,16 @@ class Supervisor:
             log.exception("cannot load %s", instance)
             return LoadFailed("The model could not be loaded because of a fault in modeld.", detail=repr(error))
         return None
+
+    async def _report(self, instance: InstanceId, served: Served) -> ExitReport:
+        """How it ended. A bug on the way there costs this instance: it is killed, and taken for gone."""
+        try:
+            return await served.exited()
+        except Exception:
+            log.exception("the end of %s cannot be seen", instance)
+            with contextlib.suppress(Exception):
+                served.kill()
+            return ExitReport(None, "lost sight of because of a fault in modeld")
 
     def _end(self, instance: InstanceId, spec: ModelSpec, report: ExitReport) -> None:
         del self._entries[instance]
@@ -196,13 +206,13 @@ class Supervisor:
 
     async def _reap_all(self) -> None:
         """After a cancel the tasks are gone, the children are not."""
-        left = [entry.served for entry in self._entries.values() if entry.served is not None]
-        for served in left:
+        left = [(instance, entry.served) for instance, entry in self._entries.items() if entry.served is not None]
+        for _instance, served in left:
             served.kill()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CANCEL_SECONDS_MAX):
-                for served in left:
-                    await served.exited()
+                for instance, served in left:
+                    await self._report(instance, served)
 
     def _running(self) -> asyncio.TaskGroup:
         if self._group is None:

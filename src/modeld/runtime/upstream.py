@@ -331,7 +331,7 @@ def _render_request(endpoint: Endpoint, method: str, path: str, headers: list[tu
     target = endpoint.prefix + path
     if _TOKEN.fullmatch(method) is None or _PATH.fullmatch(target) is None:
         raise BadRequest("The method or the path of the request holds characters that are not allowed there.")
-    host = "localhost" if endpoint.socket is not None else f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    host = "localhost" if endpoint.socket is not None else f"[{endpoint.host}]" if ":" in endpoint.host else _ascii_host(endpoint.host)
     if endpoint.socket is None and endpoint.port != (443 if endpoint.tls else 80):
         host = f"{host}:{endpoint.port}"
     lines = [f"{method} {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n".encode("ascii")]
@@ -350,6 +350,13 @@ def _render_request(endpoint: Endpoint, method: str, path: str, headers: list[tu
     return b"".join(lines)
 
 
+def _ascii_host(host: str) -> str:
+    try:
+        return host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError as exc:
+        raise UpstreamUnreachable("The model server cannot be reached. Try again.", detail=f"{type(exc).__name__}: {exc}") from exc
+
+
 async def _connect(endpoint: Endpoint, exchange: Exchange) -> None:
     loop = asyncio.get_running_loop()
     try:
@@ -360,7 +367,7 @@ async def _connect(endpoint: Endpoint, exchange: Exchange) -> None:
             else:
                 tls = _tls_context() if endpoint.tls else None
                 await loop.create_connection(lambda: exchange, endpoint.host, endpoint.port, ssl=tls)
-    except (OSError, TimeoutError) as exc:
+    except (OSError, TimeoutError, UnicodeError) as exc:  # UnicodeError: no host name of the DNS (an empty or overlong label)
         raise UpstreamUnreachable("The model server cannot be reached. Try again.", detail=f"{type(exc).__name__}: {exc}") from exc
 
 

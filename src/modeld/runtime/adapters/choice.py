@@ -11,9 +11,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
@@ -47,19 +48,19 @@ async def choose(
     if adapter == "external" or (adapter is None and llama_url is not None):  # 1
         if llama_url is None:
             raise ConfigError("adapter: external needs llama_url")
-        external = ExternalAdapter(url=llama_url, api_key=llama_api_key)
-        return external, await external.describe()
+        return await _described(ExternalAdapter(url=llama_url, api_key=llama_api_key))
     if adapter == "llama-server" or (adapter is None and llama_bin is not None):  # 2
         if llama_bin is None and on_path is None:
             raise ConfigError("adapter: llama-server needs llama_bin, or a llama-server on PATH")
         return await _llama_server(llama_bin or on_path, runtime_dir, stop_grace)
     embedded = EmbeddedAdapter(runtime_dir=runtime_dir, stop_grace=stop_grace)
     seen = gpus()
-    unused = seen[0] if seen and not _uses_gpu(await embedded.devices()) else None
+    async with _closed_on_failure(embedded):
+        unused = seen[0] if seen and not _uses_gpu(await embedded.devices()) else None
     if adapter is None and on_path is not None and (unused is not None or find_engine() is None):  # 3, 4
         await embedded.close()
         return await _llama_server(on_path, runtime_dir, stop_grace)
-    info = await embedded.describe()  # 5
+    _, info = await _described(embedded)  # 5
     if unused is not None and not info.warning:
         info = dataclasses.replace(
             info,
@@ -70,8 +71,22 @@ async def choose(
 
 
 async def _llama_server(binary: Path | None, runtime_dir: Path, stop_grace: float) -> tuple[Adapter, EngineInfo]:
-    adapter = LlamaServerAdapter(binary=binary, runtime_dir=runtime_dir, stop_grace=stop_grace)
-    return adapter, await adapter.describe()
+    return await _described(LlamaServerAdapter(binary=binary, runtime_dir=runtime_dir, stop_grace=stop_grace))
+
+
+async def _described(adapter: Adapter) -> tuple[Adapter, EngineInfo]:
+    async with _closed_on_failure(adapter):
+        return adapter, await adapter.describe()
+
+
+@contextlib.asynccontextmanager
+async def _closed_on_failure(adapter: Adapter) -> AsyncIterator[None]:
+    """Until it is returned nobody else knows of the adapter: a stop while its engine is asked must not leave its folder behind."""
+    try:
+        yield
+    except BaseException:
+        await adapter.close()
+        raise
 
 
 def _on_path() -> Path | None:

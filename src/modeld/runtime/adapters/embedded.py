@@ -21,7 +21,7 @@ from modeld.core.model import InstanceId, ModelSpec
 from modeld.errors import EngineMissing, ModelUnavailable, SpawnFailed
 from modeld.runtime.adapters import worker
 from modeld.runtime.adapters.interface import Adapter, EngineInfo, Served
-from modeld.runtime.adapters.process import PrivateFolder, ServedProcess, Stall, check_files
+from modeld.runtime.adapters.process import FileCheck, PrivateFolder, ServedProcess, Stall
 from modeld.runtime.child import Child, child_environment
 
 DESCRIBE_SECONDS_MAX: Final = 15.0
@@ -47,6 +47,10 @@ class EmbeddedAdapter(Adapter):
         self._folder = PrivateFolder(runtime_dir)
         self._stop_grace = stop_grace
         self._stall = stall or Stall()
+        self._files = FileCheck()
+        self._asked = False
+        self._devices: tuple[Device, ...] | None = None
+        self._why_silent = "the engine did not say which devices it can use"
 
     async def describe(self) -> EngineInfo:
         found = find_engine()
@@ -54,14 +58,18 @@ class EmbeddedAdapter(Adapter):
             return EngineInfo(self.name, "missing", (), "the package xllamacpp is not installed: no model can be loaded")
         devices = await self.devices()
         if devices is None:
-            return EngineInfo(self.name, build(), (), "the engine did not say which devices it can use")
+            return EngineInfo(self.name, build(), (), self._why_silent)
         return EngineInfo(self.name, build(), tuple(f"{one.name} ({one.description})" for one in devices))
 
     async def devices(self) -> tuple[Device, ...] | None:
-        """Asked in a child of its own: the engine's import costs memory. None when it is missing or gives no answer."""
+        """Asked in a child of its own, once: the engine's import costs memory and time. None when it is missing or gives no answer."""
         found = find_engine()
-        if found is None:
-            return None
+        if found is not None and not self._asked:
+            self._devices = await self._ask(found)
+            self._asked = True
+        return None if found is None else self._devices
+
+    async def _ask(self, found: Path) -> tuple[Device, ...] | None:
         lines: list[bytes] = []
 
         def keep(line: bytes) -> bool:
@@ -70,7 +78,8 @@ class EmbeddedAdapter(Adapter):
 
         try:
             child = self._spawn(["describe"], {"import_path": str(found)}, keep)
-        except SpawnFailed:
+        except SpawnFailed as error:
+            self._why_silent = error.message
             return None
         try:
             async with asyncio.timeout(DESCRIBE_SECONDS_MAX):
@@ -87,7 +96,7 @@ class EmbeddedAdapter(Adapter):
             raise EngineMissing("The embedded engine is missing: install the package xllamacpp, or set llama_bin to a llama-server.")
         if spec.options.extra_args:
             raise ModelUnavailable("llama_extra_args needs a llama-server binary: set llama_bin, or leave llama_extra_args empty.")
-        await asyncio.to_thread(check_files, spec)
+        await self._files.check(spec)
 
     def start(self, instance: InstanceId, spec: ModelSpec, on_progress: Callable[[float], None]) -> Served:
         found = find_engine()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Final
+from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -27,6 +27,10 @@ POLL_SECONDS_MAX: Final = 1.0
 SLOTS_MAX: Final = 1024
 
 
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding a foreign answer can raise: no JSON of that shape, no UTF-8, nested too deep."""
+
+
 class _Entry(msgspec.Struct):
     id: str
 
@@ -36,7 +40,7 @@ class _List(msgspec.Struct):
 
 
 class _Props(msgspec.Struct):
-    total_slots: int = 0
+    total_slots: Annotated[int, msgspec.Meta(ge=0)] = 0
     build_info: str = ""
 
 
@@ -48,6 +52,7 @@ class ExternalAdapter(Adapter):
     def __init__(self, *, url: str, api_key: str | None = None, ready_seconds_max: float = READY_SECONDS_MAX) -> None:
         self.endpoint = endpoint_of(url, api_key)
         self._ready_seconds_max = ready_seconds_max
+        self._slots = 1
 
     async def describe(self) -> EngineInfo:
         try:
@@ -57,15 +62,15 @@ class ExternalAdapter(Adapter):
         return EngineInfo(self.name, props.build_info or "unknown build", ())
 
     async def models(self) -> list[ModelSpec]:
-        """What the server has now, in id order. Raises UpstreamUnreachable, BadUpstreamReply, LoadFailed (not allowed, or nonsense)."""
+        """What the server has now, in id order, each with the slots it told last (1 before it has told any). Raises UpstreamUnreachable, BadUpstreamReply, LoadFailed (not allowed, or nonsense)."""
         try:
             listed = msgspec.json.decode(await self._get("/v1/models"), type=_List).data
-        except msgspec.DecodeError as error:
+        except _UNREADABLE as error:
             raise LoadFailed("The server at llama_url does not list its models as llama.cpp does.", detail=str(error)) from error
-        slots = 1
         with contextlib.suppress(ModeldError):  # a server that hides /props still serves
-            slots = min(max(1, (await self._props()).total_slots), SLOTS_MAX)
-        options = LaunchOptions(parallel=slots)
+            # What was known stays known: another number of slots is another model to core, which ends what runs on the old one.
+            self._slots = min((await self._props()).total_slots, SLOTS_MAX) or self._slots
+        options = LaunchOptions(parallel=self._slots)
         ids = sorted({entry.id for entry in listed if entry.id})
         return [ModelSpec(ModelId(one), path="", name=one, fingerprint="external", options=options, external=True) for one in ids]
 
@@ -83,8 +88,8 @@ class ExternalAdapter(Adapter):
         body = await self._get("/props")
         try:
             return msgspec.json.decode(body, type=_Props)
-        except msgspec.DecodeError:
-            return _Props()
+        except _UNREADABLE as error:
+            raise LoadFailed("The server at llama_url does not describe itself as llama.cpp does.", detail=str(error)) from error
 
     async def _get(self, path: str) -> bytes:
         try:

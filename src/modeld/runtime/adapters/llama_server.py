@@ -19,7 +19,7 @@ from modeld.core.model import FlashAttention, InstanceId, ModelSpec
 from modeld.errors import EngineMissing, SpawnFailed
 from modeld.runtime.adapters import shim
 from modeld.runtime.adapters.interface import Adapter, EngineInfo, Served
-from modeld.runtime.adapters.process import PrivateFolder, ServedProcess, Stall, check_files
+from modeld.runtime.adapters.process import FileCheck, PrivateFolder, ServedProcess, Stall
 from modeld.runtime.child import Child, capture, child_environment
 
 LOOK_SECONDS_MAX: Final = 2.0
@@ -59,19 +59,22 @@ class LlamaServerAdapter(Adapter):
         self._build = Build()
         self._looked_at: tuple[int, int] | None = None
         self._looking = asyncio.Lock()
+        self._files = FileCheck()
 
     async def describe(self) -> EngineInfo:
         try:
             build = await self._look()
         except EngineMissing as error:
             return EngineInfo(self.name, "missing", (), error.message)
+        except SpawnFailed as error:  # no folder to run it in: every start will say the same
+            return EngineInfo(self.name, "unknown build", (), error.message)
         left_out = left_out_flags(build)
         warning = f"this llama-server does not know {', '.join(left_out)}: left out" if left_out else ""
         return EngineInfo(self.name, build.name, (), warning)
 
     async def check(self, spec: ModelSpec) -> None:
         await self._look()
-        await asyncio.to_thread(check_files, spec)
+        await self._files.check(spec)
 
     def start(self, instance: InstanceId, spec: ModelSpec, on_progress: Callable[[float], None]) -> Served:
         if self._binary is None:
@@ -100,7 +103,7 @@ class LlamaServerAdapter(Adapter):
         return [sys.executable, "-I", "-S", shim.__file__, str(os.getpid()), "--", *command]
 
     async def _look(self) -> Build:
-        """Read version and flags, once for each state of the file. Raises EngineMissing."""
+        """Read version and flags, once for each state of the file. Raises EngineMissing, SpawnFailed (no folder to run it in)."""
         if self._binary is None:
             raise EngineMissing("There is no llama-server: set llama_bin to one, or put it on PATH.")
         async with self._looking:
@@ -117,11 +120,11 @@ class LlamaServerAdapter(Adapter):
             return self._build
 
     async def _ask(self, flag: str) -> list[str] | None:
-        """What the binary says within 2 s, or None."""
-        env = child_environment(os.environ, self._folder.path)
+        """What the binary says within 2 s, or None. Raises SpawnFailed."""
+        folder = self._folder.path
         command = self._argv([str(self._binary), flag])
         try:
-            code, lines = await capture(command, env=env, cwd=self._folder.path, seconds_max=LOOK_SECONDS_MAX)
+            code, lines = await capture(command, env=child_environment(os.environ, folder), cwd=folder, seconds_max=LOOK_SECONDS_MAX)
         except SpawnFailed:
             return None
         return lines if code is not None and not any(line.startswith(shim.MARK) for line in lines) else None

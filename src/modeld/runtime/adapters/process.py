@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -25,6 +27,7 @@ from modeld.core.model import ModelSpec
 from modeld.errors import Died, InstanceFault, LoadFailed, LoadStalled, ModeldError, ModelUnavailable, OutOfMemory, SpawnFailed
 from modeld.runtime.adapters import shim
 from modeld.runtime.adapters.interface import ExitReport, Served
+from modeld.runtime.background import in_background
 from modeld.runtime.child import Child
 from modeld.runtime.upstream import Endpoint, Exchange
 
@@ -37,6 +40,9 @@ POLL_SECONDS: Final = 0.010
 HEALTH_SECONDS_MAX: Final = 2.0
 STRAY_SECONDS: Final = 60.0
 """A folder without a lock may be one that is being made: only an old one is a leftover."""
+FOLDER_PREFIX: Final = "modeld-"
+FOLDER_TRIES_MAX: Final = 10
+FILES_SECONDS_MAX: Final = 10.0
 
 STATE_PREFIX: Final = b"cmd_child_to_router:state:"
 OUT_OF_MEMORY: Final = re.compile(
@@ -59,7 +65,7 @@ class Stall:
 class PrivateFolder:
     """A 0700 folder for the sockets of this daemon's children, made when first needed. It is also their HOME.
 
-    Its lock is held as long as we live; folders of daemons that were killed are removed.
+    Its lock is held as long as we live; folders of daemons that were killed are removed, and nothing else is.
     """
 
     def __init__(self, runtime_dir: Path) -> None:
@@ -76,7 +82,8 @@ class PrivateFolder:
                 self.close()
                 self._make()
             except OSError as error:
-                raise SpawnFailed("The folder for the model server's socket cannot be made.", detail=str(error)) from error
+                reason = f"The folder for the model server's socket cannot be made: {error.strerror}. Check runtime_dir."
+                raise SpawnFailed(reason, detail=str(error)) from error
         if self._path is None:
             raise SpawnFailed("The folder for the model server's socket cannot be made.")
         return self._path
@@ -102,32 +109,63 @@ class PrivateFolder:
 
     def _make(self) -> None:
         parent = self._runtime_dir
-        if len(os.fsencode(parent.absolute() / "c-12345678" / "123456.sock")) > SOCKET_BYTES_MAX:
+        if len(os.fsencode(parent.absolute() / f"{FOLDER_PREFIX}12345678" / "123456.sock")) > SOCKET_BYTES_MAX:
             parent = Path(tempfile.gettempdir())
         else:
             parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _require_ours(parent)
             _remove_strays(parent)
-        self._path = Path(tempfile.mkdtemp(prefix="c-", dir=parent.absolute()))
-        self._lock = os.open(self._path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        for _ in range(FOLDER_TRIES_MAX):
+            path = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent.absolute()))
+            lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.fstat(lock).st_nlink:
+                self._path, self._lock = path, lock
+                return
+            os.close(lock)  # between the two lines above another daemon took it for a leftover
+
+
+def _require_ours(folder: Path) -> None:
+    """Who may rename entries of `folder` may put a socket of his own in our place. Raises SpawnFailed.
+
+    A folder with the sticky bit (/tmp itself) is as good as one of our own. In a shared place whoever came first made the folder, or a
+    link of that name: there it must be a folder, ours, and closed to others.
+    """
+    status = folder.stat()
+    writable = bool(status.st_mode & 0o022) and not status.st_mode & stat.S_ISVTX
+    open_to_all = bool(status.st_mode & 0o002) and not status.st_mode & stat.S_ISVTX
+    shared = bool(folder.absolute().parent.stat().st_mode & 0o022)
+    foreign = folder.is_symlink() or status.st_uid not in (os.geteuid(), 0)
+    if open_to_all or (shared and (foreign or writable)):
+        raise SpawnFailed(
+            "runtime_dir is not this user's alone: choose another, or have it owned by this user with mode 0700.",
+            detail=f"{folder}: owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}",
+        )
 
 
 def _remove_strays(parent: Path) -> None:
-    for folder in parent.glob("c-????????"):
-        try:
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            with contextlib.suppress(OSError):
-                if time.time() - folder.stat().st_mtime > STRAY_SECONDS:
-                    shutil.rmtree(folder, ignore_errors=True)
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """Remove folders of daemons that are gone: they hold our lock, and nobody has it. One that was never finished holds nothing at all."""
+    for folder in parent.glob(f"{FOLDER_PREFIX}????????"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's
+            status = folder.lstat()
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+                _remove_stray(folder, age=time.time() - status.st_mtime)
+
+
+def _remove_stray(folder: Path, age: float) -> None:
+    try:
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        if age > STRAY_SECONDS:
+            folder.rmdir()  # only when it is empty
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its daemon lives
+        status = os.fstat(lock)
+        if stat.S_ISREG(status.st_mode) and status.st_size == 0:
             shutil.rmtree(folder, ignore_errors=True)
-        except OSError:
-            pass  # its daemon lives
-        finally:
-            os.close(lock)
+    finally:
+        os.close(lock)
 
 
 class ServedProcess(Served):
@@ -312,8 +350,32 @@ async def answers_health(endpoint: Endpoint) -> bool:
     return exchange.status == 200
 
 
-def check_files(spec: ModelSpec) -> None:
-    """All files of the model are there and readable. Blocking. Raises ModelUnavailable."""
+class FileCheck:
+    """Looks whether the files of a model are there, one look at a time for each: a mount that hangs holds one thread for each model."""
+
+    def __init__(self) -> None:
+        self._looks: dict[str, asyncio.Future[None]] = {}
+
+    async def check(self, spec: ModelSpec) -> None:
+        """All files of the model are there and readable. Raises ModelUnavailable, also when the look takes more than 10 s."""
+        key = f"{spec.id} {spec.fingerprint}"
+        look = self._looks.get(key)
+        if look is None:
+            look = self._looks[key] = in_background(functools.partial(_look_at_files, spec))
+            look.add_done_callback(functools.partial(self._on_look, key))
+        try:
+            async with asyncio.timeout(FILES_SECONDS_MAX):
+                await asyncio.shield(look)
+        except TimeoutError as error:
+            raise ModelUnavailable("The model's files do not answer: check the disk or the mount that holds them.") from error
+
+    def _on_look(self, key: str, look: asyncio.Future[None]) -> None:
+        del self._looks[key]
+        if not look.cancelled():
+            look.exception()  # seen, also when nobody waits for it any more
+
+
+def _look_at_files(spec: ModelSpec) -> None:
     if spec.unavailable is not None:
         raise ModelUnavailable(spec.unavailable)
     wanted: Iterable[str] = (*(spec.parts or (spec.path,)), *([spec.mmproj] if spec.mmproj else []))

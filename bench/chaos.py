@@ -22,7 +22,7 @@ import threading
 import time
 from pathlib import Path
 
-from bench import Daemon, daemon, place
+from service import Daemon, daemon, place
 
 HUNG_SECONDS = 60.0
 ORPHAN_SECONDS_MAX = 1.0
