@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-only
-# ruff: noqa: T201, S603 - a program for a terminal, which starts copies of itself
+
 """What one hop through modeld's transport costs per streamed chunk, against a bare socket relay; rule: both are measured in one run.
 
     python bench/hop.py [--chunks N] [--rounds N]

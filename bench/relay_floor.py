@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-only
-# ruff: noqa: T201 - its port is told to whoever started it
+
 """The cheapest relay Python can be: bytes from one socket to another, nothing read in them; rule: this is the floor, never the product.
 
 python bench/relay_floor.py UPSTREAM_SOCKET      prints the TCP port it listens on

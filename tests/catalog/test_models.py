@@ -243,13 +243,31 @@ def test_among_several_models_the_longest_common_name_decides(tmp_path):
     }
 
 
-def test_a_projector_without_a_telling_name_belongs_to_all_in_its_folder(tmp_path):
-    make_gguf(tmp_path / "a.gguf")
-    make_gguf(tmp_path / "b.gguf")
+def test_a_projector_without_a_telling_name_belongs_to_all_quants_of_the_one_model_in_its_folder(tmp_path):
+    make_gguf(tmp_path / "seer-7b-Q4_0.gguf")
+    make_gguf(tmp_path / "seer-7b-Q8_0.gguf")
     make_gguf(tmp_path / "mmproj-F32.gguf", arch="clip", file_type=0, size_bytes=9000)
     make_gguf(tmp_path / "mmproj-BF16.gguf", arch="clip", file_type=32)
     make_gguf(tmp_path / "mmproj-F16.gguf", arch="clip", file_type=1)
-    assert attached(tmp_path) == {"a.gguf": "mmproj-F16.gguf", "b.gguf": "mmproj-F16.gguf"}
+    assert attached(tmp_path) == {"seer-7b-Q4_0.gguf": "mmproj-F16.gguf", "seer-7b-Q8_0.gguf": "mmproj-F16.gguf"}
+
+
+def test_a_projector_of_another_model_is_attached_to_nobody(tmp_path):
+    """It would keep a healthy model from loading."""
+    make_gguf(tmp_path / "a.gguf")
+    make_gguf(tmp_path / "qwen2-coder-7b.gguf")
+    make_gguf(tmp_path / "mmproj-Qwen2-VL-7B-f16.gguf", arch="clip")
+    make_gguf(tmp_path / "mmproj-F16.gguf", arch="clip", file_type=1)
+    assert attached(tmp_path) == {"a.gguf": None, "qwen2-coder-7b.gguf": None}
+    notes = Catalog(tmp_path, lambda _: ModelOverride(), None).scan().notes
+    assert sum("belongs to no model: no name there matches its own" in note for note in notes) == 2
+
+
+def test_the_only_model_of_a_folder_below_gets_its_projector(tmp_path):
+    (tmp_path / "vision").mkdir()
+    make_gguf(tmp_path / "vision" / "model-Q4_0.gguf")
+    make_gguf(tmp_path / "vision" / "mmproj-seer.gguf", arch="clip")
+    assert attached(tmp_path) == {"model-Q4_0.gguf": "mmproj-seer.gguf"}
 
 
 def test_a_projector_by_its_header_is_not_listed_either(tmp_path):

@@ -114,7 +114,18 @@ def test_as_many_in_flight_as_there_are_slots_then_first_in_first_out():
     play = loaded(Play({"a": 100}, slots=2), "a")
     play.at(1, arrive("r1", "a"), arrive("r2", "a"), arrive("r3", "a"), arrive("r4", "a")).gives("grant r1 1/a", "grant r2 1/a")
     play.at(2, LeaseReleased(r("r2"))).gives("grant r3 1/a")
-    play.at(3, LeaseFailed(r("r1"), before_first_byte=True)).gives("grant r4 1/a")
+    play.at(3, LeaseReleased(r("r1"))).gives("grant r4 1/a")
+
+
+def test_after_a_failure_nothing_is_granted_until_the_report_of_a_death_had_time_to_come():
+    play = loaded(Play({"a": 100}), "a")
+    play.at(1, arrive("r1", "a"), arrive("r2", "a")).gives("grant r1 1/a")
+    play.at(2, LeaseFailed(r("r1"), before_first_byte=False), arrive("r3", "a")).gives()
+    assert play.scheduler.next_wakeup() == 2.25
+    play.at(2.1, InstanceExited(i(1, "a"), code=-9), MemoryFreed(i(1, "a"))).gives("start 2/a")
+    play.at(3, InstanceReady(i(2, "a"))).gives("grant r2 2/a")
+    play.at(4, LeaseFailed(r("r2"), before_first_byte=False)).gives()
+    play.at(4.25, Wakeup()).gives("grant r3 2/a")  # it lives
 
 
 def test_two_models_that_fit_load_at_the_same_time():
@@ -391,7 +402,7 @@ def test_a_failed_load_tells_every_waiter_releases_memory_and_backs_off():
     play.at(1, InstanceExited(i(1, "a"), code=1), MemoryFreed(i(1, "a"))).gives()
     assert play.snapshot.used_mb == 0
     assert play.instance("a").state == "failed"
-    assert play.snapshot.error == "no"
+    assert play.snapshot.error == "a: no"
     play.at(1.1, arrive("r3", "a")).gives("refuse r3 backing_off")
     play.at(3, arrive("r4", "a")).gives("start 2/a")
 

@@ -206,3 +206,14 @@ def test_an_external_server_is_served_and_said_to_be_away_when_it_is(tmp_path: P
         answer = late.infer("far.gguf")
         assert (answer.status, answer.json["kind"]) == (502, "upstream_unreachable")
         assert "llama_url" in answer.json["error"]
+
+
+def test_requests_that_only_waited_for_a_child_that_was_killed_are_served_by_the_next(tmp_path: Path, models: Path):
+    with running(tmp_path, models, "--llama-parallel", "1") as one, ThreadPoolExecutor(3) as pool, one.stream("a.gguf") as stream:
+        assert "token" in stream.line()
+        waiting = [pool.submit(one.infer, "a.gguf", max_tokens=1) for _ in range(3)]
+        eventually(lambda: one.instance("a.gguf")["queue_len"] == 3, "three wait")
+        os.kill(one.instance("a.gguf")["pid"], signal.SIGKILL)
+        assert stream.rest()[-1]["code"] == 502
+        assert [each.result().status for each in waiting] == [200, 200, 200]
+        assert one.status()["loads_total"] == 2

@@ -22,7 +22,16 @@ from typing import TYPE_CHECKING, Final
 from modeld.api.ndjson import is_showable, upstream_message
 from modeld.api.route import JSON, Call, Header, Reply
 from modeld.core.model import ModelId, Request, RequestId
-from modeld.errors import BadRequest, BadUpstreamReply, ClientGone, ModeldError, ModelUnavailable, NoModelNamed, UnknownModel
+from modeld.errors import (
+    BadRequest,
+    BadUpstreamReply,
+    ClientGone,
+    ModeldError,
+    ModelUnavailable,
+    NoModelNamed,
+    UnknownModel,
+    UpstreamUnreachable,
+)
 
 if TYPE_CHECKING:
     from modeld.api.metrics import Metrics
@@ -134,7 +143,13 @@ class Relay:
         """Have the child of `model` answer `POST path` with `call.body`. Raises whatever went wrong before the first byte."""
         call.model = model
         try:
-            await self._run(call, model, path, answer)
+            try:
+                await self._run(call, model, path, answer)
+            except UpstreamUnreachable:
+                # The child died between the grant and the connection: it never had the request, so it may be asked of the next one.
+                if call.begun:
+                    raise
+                await self._run(call, model, path, answer)
         except ModeldError as error:
             if not call.begun or isinstance(error, ClientGone):
                 raise

@@ -43,6 +43,8 @@ _QUANT = re.compile(
 )
 _UNNAMED = ModelId("")
 _PROJECTOR_PREFIX: Final = "mmproj"
+_NO_NAME: Final = frozenset((_PROJECTOR_PREFIX, "model", "f16", "bf16", "f32", "q8_0"))
+"""Words that say nothing about whose projector it is."""
 _PROJECTOR_FAMILY: Final = "clip"
 _TOKENS = re.compile(r"[^-_.\s]+")
 
@@ -257,7 +259,10 @@ def _name_drafts(drafts: list[_Draft]) -> None:
 def _attach_projectors(drafts: list[_Draft], projectors: list[FoundFile], facts: Mapping[str, Facts]) -> list[str]:
     """Attach each `mmproj*` file to the models of its folder that it belongs to; return notes on those that belong to none.
 
-    1. To the only model of the folder; 2. else to those that share most leading words with it; 3. else, when no word is shared, to all.
+    1. One that names no model (`mmproj-F16.gguf`): to all models of its folder, when their names begin with the same word.
+    2. Else to those that share most leading words with it: all words of either, or two at least.
+    3. Else to the only model of a folder below the models folder: such a folder holds one model's files.
+    A projector of another model would keep a healthy model from loading: in doubt it is attached to nobody, with a note.
     Where a model has several, an F16 one is preferred (every backend is fast with it), then the smallest.
     """
     notes = []
@@ -269,10 +274,16 @@ def _attach_projectors(drafts: list[_Draft], projectors: list[FoundFile], facts:
             notes.append(f"projector {shown} {fact.reason}")
             continue
         words = _words(projector.file_name)
-        shared = {index: _shared(words, _words(draft.short)) for index, draft in enumerate(drafts) if draft.folder == projector.folder}
-        if not shared:
-            notes.append(f"projector {shown} belongs to no model: there is none in its folder")
+        beside = {index: _words(draft.short) for index, draft in enumerate(drafts) if draft.folder == projector.folder}
+        shared = {index: _shared(words, theirs) for index, theirs in beside.items()}
         most = max(shared.values(), default=0)
+        generic = not words and len({tuple(theirs[:1]) for theirs in beside.values()}) == 1  # 1
+        named = any(count == most >= min(2, len(words), len(beside[index])) > 0 for index, count in shared.items())  # 2
+        alone = len(beside) == 1 and projector.folder != ""  # 3
+        if not (generic or named or alone):
+            why = "there is none in its folder" if not beside else "no name there matches its own"
+            notes.append(f"projector {shown} belongs to no model: {why}")
+            continue
         size = projector.status.st_size if projector.status else 0
         for index, count in shared.items():
             if count == most:
@@ -284,7 +295,7 @@ def _attach_projectors(drafts: list[_Draft], projectors: list[FoundFile], facts:
 
 def _words(file_name: str) -> list[str]:
     words = _TOKENS.findall(file_name.lower().removesuffix(SUFFIX))
-    return [word for word in words if word not in (_PROJECTOR_PREFIX, "model")]
+    return [word for word in words if word not in _NO_NAME]
 
 
 def _shared(left: list[str], right: list[str]) -> int:

@@ -18,6 +18,8 @@ from modeld.errors import InvariantError
 
 EVICTED: Final = "evicted"
 STORY_MAX: Final = 24
+SUSPECT_SECONDS: Final = 0.25
+"""After a request failed on an instance nothing new is granted there for so long: if its child has died, the report is on its way."""
 
 
 @dataclass(slots=True)
@@ -35,6 +37,7 @@ class Instance:
     progress: float = 0.0
     drain_why: str = ""
     drain_deadline: float = math.inf
+    suspect_until: float = -math.inf
     story: list[str] = field(default_factory=list)
 
     @property
@@ -206,7 +209,7 @@ class Book:
             evictions_total=self.evictions_total,
             crashes_total=self.crashes_total,
             shutting_down=self.shutting_down,
-            error=next((failure.error.message for failure in backing_off.values()), None),
+            error=next((f"{model}: {failure.error.message}" for model, failure in backing_off.items()), None),
             last_error=self.last_error,
         )
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import assert_never
 
 from modeld.core import admission, placement
-from modeld.core.book import EVICTED, Book, Instance, LeaseBook
+from modeld.core.book import EVICTED, SUSPECT_SECONDS, Book, Instance, LeaseBook
 from modeld.core.estimate import Need, need
 from modeld.core.eviction import Candidate
 from modeld.core.lifecycle import Signal, State
@@ -71,8 +71,12 @@ class Scheduler:
             case RequestWithdrawn(request_id):
                 self._book.lines.remove(request_id)
                 self._end_lease(request_id, now)
-            case LeaseReleased(request_id) | LeaseFailed(request_id):
+            case LeaseReleased(request_id):
                 self._end_lease(request_id, now)
+            case LeaseFailed(request_id):
+                instance = self._end_lease(request_id, now)
+                if instance is not None:
+                    instance.suspect_until = now + SUSPECT_SECONDS
             case LaunchChecked(model, fingerprint):
                 if self._book.checking.pop(model, None) == fingerprint:
                     self._book.checked[model] = fingerprint
@@ -122,8 +126,11 @@ class Scheduler:
         for instance in book.instances.values():
             if instance.state is State.DRAINING and instance.leases:
                 deadlines.append(instance.drain_deadline)
-            elif instance.state is State.READY and not instance.leases:
-                deadlines.append(instance.idle_until)
+            elif instance.state is State.READY:
+                if not instance.leases:
+                    deadlines.append(instance.idle_until)
+                if book.lines.length(instance.model) and instance.free_slots > 0:
+                    deadlines.append(instance.suspect_until)  # nothing else keeps who waits here from a free slot
         earliest = min(deadlines)
         return None if earliest == math.inf else earliest
 
@@ -149,7 +156,7 @@ class Scheduler:
         failure = book.failures.get(request.model)
         line_length = book.lines.length(request.model)
         slots = 1 if spec is None else spec.options.parallel
-        resident = instance is not None and instance.state is State.READY
+        resident = instance is not None and instance.state is State.READY and instance.suspect_until <= now
         door = admission.Door(
             open=not book.shutting_down,
             spec=spec,
@@ -168,16 +175,17 @@ class Scheduler:
             return
         book.lines.append(request, now, book.limits.wait_max_seconds)
 
-    def _end_lease(self, request: RequestId, now: float) -> None:
-        """Idempotent: a release may come after the withdrawal, or after the instance has gone."""
+    def _end_lease(self, request: RequestId, now: float) -> Instance | None:
+        """Idempotent: a release may come after the withdrawal, or after the instance has gone. The instance it ran on, if it is there."""
         lease = self._book.leases.pop(request, None)
         if lease is None:
-            return
+            return None
         instance = self._book.instances.get(lease.instance)
         if instance is not None:
             instance.leases.discard(request)
             instance.last_used = now
         self._book.pace.served(lease.model, now - lease.granted)
+        return instance
 
     # --- reports about instances --------------------------------------------------------------------------------------
 
@@ -231,7 +239,7 @@ class Scheduler:
         attempts = 1 if before is None or before.fingerprint != fingerprint else before.attempts + 1
         book.failures[model] = Failure(error, fingerprint, attempts, now, now + backoff_seconds(model, attempts))
         book.load_failures_total += 1
-        book.last_error = error.message
+        book.last_error = f"{model}: {error.message}"
         book.wishes.pop(model, None)
         book.checked.pop(model, None)
         book.lines.start_clock(model, now)
@@ -404,7 +412,7 @@ class Scheduler:
         book = self._book
         timeout = book.limits.infer_timeout_seconds
         for instance in book.instances.values():
-            while instance.state is State.READY and instance.free_slots > 0:
+            while instance.state is State.READY and instance.free_slots > 0 and instance.suspect_until <= now:
                 head = book.lines.head(instance.model)
                 if head is None:
                     break

@@ -345,7 +345,7 @@ def _render_request(endpoint: Endpoint, method: str, path: str, headers: list[tu
             raise BadRequest("A header of the request holds characters that are not allowed there.")
         lines.append(b"%b: %b\r\n" % (name, value))
     if endpoint.api_key is not None:
-        lines.append(b"authorization: Bearer %b\r\n" % endpoint.api_key.encode("utf-8"))
+        lines.append(b"authorization: Bearer %b\r\n" % endpoint.api_key.encode("utf-8", errors="surrogateescape"))
     lines.append(b"\r\n")
     return b"".join(lines)
 

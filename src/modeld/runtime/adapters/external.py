@@ -62,7 +62,10 @@ class ExternalAdapter(Adapter):
         return EngineInfo(self.name, props.build_info or "unknown build", ())
 
     async def models(self) -> list[ModelSpec]:
-        """What the server has now, in id order, each with the slots it told last (1 before it has told any). Raises UpstreamUnreachable, BadUpstreamReply, LoadFailed (not allowed, or nonsense)."""
+        """What the server has now, in id order, each with the slots it told last (1 before it has told any).
+
+        Raises UpstreamUnreachable, BadUpstreamReply, LoadFailed (not allowed, or nonsense).
+        """
         try:
             listed = msgspec.json.decode(await self._get("/v1/models"), type=_List).data
         except _UNREADABLE as error:

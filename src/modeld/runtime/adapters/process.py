@@ -118,11 +118,16 @@ class PrivateFolder:
         for _ in range(FOLDER_TRIES_MAX):
             path = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent.absolute()))
             lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError:
+                os.close(lock)
+                shutil.rmtree(path, ignore_errors=True)
+                raise
             if os.fstat(lock).st_nlink:
                 self._path, self._lock = path, lock
                 return
-            os.close(lock)  # between the two lines above another daemon took it for a leftover
+            os.close(lock)  # before it was locked another daemon took it for a leftover
 
 
 def _require_ours(folder: Path) -> None:
@@ -132,11 +137,10 @@ def _require_ours(folder: Path) -> None:
     link of that name: there it must be a folder, ours, and closed to others.
     """
     status = folder.stat()
-    writable = bool(status.st_mode & 0o022) and not status.st_mode & stat.S_ISVTX
-    open_to_all = bool(status.st_mode & 0o002) and not status.st_mode & stat.S_ISVTX
-    shared = bool(folder.absolute().parent.stat().st_mode & 0o022)
+    writers = 0 if status.st_mode & stat.S_ISVTX else status.st_mode & 0o022
+    in_shared_place = folder.absolute().parent.stat().st_mode & 0o002
     foreign = folder.is_symlink() or status.st_uid not in (os.geteuid(), 0)
-    if open_to_all or (shared and (foreign or writable)):
+    if writers & 0o002 or (in_shared_place and (foreign or writers)):
         raise SpawnFailed(
             "runtime_dir is not this user's alone: choose another, or have it owned by this user with mode 0700.",
             detail=f"{folder}: owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}",
