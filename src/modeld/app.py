@@ -129,7 +129,7 @@ class Daemon:
         metrics = Metrics(__version__)
         self._driver = driver = Driver(Scheduler(self._settings.limits(), {}), observer=metrics, on_fatal=self._on_fatal)
         app = self._edge(driver, metrics)
-        self._listener = listener = Listener(app, ProtocolLimits(), self._settings.shutdown_timeout)
+        self._listener = listener = Listener(app, ProtocolLimits(), self._settings.shutdown_timeout, app.turn_away)
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(listener.serve(sockets=self._sockets), name="listener")
             log.info("modeld %s listening on %s; %s", __version__, self._shown_address(), app.access.describe())

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import stat
 from contextlib import ExitStack
@@ -90,3 +92,56 @@ async def test_the_listener_serves_until_it_is_told_to_stop(tmp_path: Path):
         listener.stop_accepting()
         await serving
     assert not reachable(socket.AF_UNIX, str(path))
+
+
+BOTH = [
+    (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
+    (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+]
+
+
+def without_ipv6(monkeypatch: pytest.MonkeyPatch, code: int) -> list[socket.socket]:
+    """Make every IPv6 socket fail as on a machine that lacks it: while it is made, or bound to an address nobody has."""
+    made: list[socket.socket] = []
+
+    class Some(socket.socket):
+        def __init__(self, family: int = -1, *rest: int, **more: int):
+            if family == socket.AF_INET6 and code == errno.EAFNOSUPPORT:
+                raise OSError(code, os.strerror(code))
+            super().__init__(family, *rest, **more)
+            made.append(self)
+
+        def bind(self, address: tuple[str, int], /):
+            if self.family == socket.AF_INET6:
+                raise OSError(code, os.strerror(code))
+            super().bind(address)
+
+    monkeypatch.setattr(socket, "socket", Some)
+    return made
+
+
+@pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+def test_a_name_is_served_where_one_of_its_families_is_missing(monkeypatch: pytest.MonkeyPatch, stack: ExitStack, code: int):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: BOTH)
+    without_ipv6(monkeypatch, code)
+    (one,) = [stack.enter_context(each) for each in bind("localhost", 0, None)]
+    assert one.getsockname()[0] == "127.0.0.1"
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: BOTH[:1])
+    with pytest.raises(ConfigError, match="no such address"):
+        bind("::1", 0, None)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: BOTH[1:])
+    (every,) = [stack.enter_context(each) for each in bind("", 0, None)]
+    assert every.family is socket.AF_INET
+
+
+def test_a_name_is_refused_when_one_of_its_addresses_is_taken(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: BOTH[::-1])
+    made = without_ipv6(monkeypatch, errno.EADDRINUSE)
+    with pytest.raises(ConfigError, match="something listens there already"):
+        bind("localhost", 0, None)
+    assert [one.fileno() for one in made] == [-1, -1]
+
+
+def test_a_host_that_is_no_name_is_refused():
+    with pytest.raises(ConfigError, match="not a host name"):
+        bind("a..b", 0, None)

@@ -75,7 +75,13 @@ def test_too_big_a_body_is_refused_and_the_client_hears_it(daemon: Daemon):
 
 
 def test_too_many_headers(daemon: Daemon):
-    fails(daemon.ask("GET", "/models", headers={f"X-{n}": "y" for n in range(200)}), 431, "headers_too_large")
+    """It never becomes a request, and has an id, a metric and the dialect's shape all the same."""
+    many = {f"X-{n}": "y" for n in range(200)}
+    answer = daemon.ask("GET", "/models", headers=many)
+    fails(answer, 431, "headers_too_large")
+    assert answer.headers["x-request-id"] in daemon.log
+    assert daemon.metric('modeld_http_requests_total{method="OTHER",path="(unmatched)",status="431"}') == 1
+    assert "message" in daemon.ask("GET", "/v1/models", headers=many).json["error"]
 
 
 def test_a_foreign_host_or_origin_is_refused(daemon: Daemon):

@@ -25,7 +25,7 @@ import uvloop
 
 from modeld.errors import InvariantError, SpawnFailed
 from modeld.runtime.adapters import shim
-from modeld.runtime.child import LINE_BYTES_MAX, LOG_LINES_MAX, Child, capture, child_environment
+from modeld.runtime.child import EXIT_CODE_UNKNOWN, LINE_BYTES_MAX, LOG_LINES_MAX, Child, capture, child_environment
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ENV = {"PATH": os.defpath}
@@ -388,3 +388,31 @@ def has_ended(pidfd: int) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(10_000))
+
+
+def test_an_end_that_somebody_else_reaped_is_told_too(run: Run) -> None:
+    """An ignored SIGCHLD, which a careless parent leaves to us, makes the kernel reap: the code is lost, the end is not."""
+
+    async def story() -> None:
+        async with Talk("import sys; sys.exit(7)") as talk:
+            assert await talk.ends() == EXIT_CODE_UNKNOWN
+            assert "the exit code is lost" in talk.child.log_tail()[-1]
+
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        run(story())
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_an_end_is_told_although_proc_cannot_be_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(_path: str) -> list[str]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def story() -> None:
+        async with Talk("import sys; sys.exit(7)") as talk:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "listdir", none_left)
+                assert await talk.ends() == 7
+
+    run(story())

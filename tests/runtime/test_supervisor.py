@@ -338,3 +338,23 @@ async def test_nothing_starts_before_run(tmp_path: Path) -> None:
     with pytest.raises(InvariantError):
         stage.supervisor.check(stage.spec())
     await stage.supervisor.close()
+
+
+async def test_a_bug_at_the_end_of_one_costs_that_one_only(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = await stage.start()
+    two = InstanceId("2/b.gguf")
+    stage.supervisor.start(two, stage.spec("b.gguf"))
+    await stage.until(InstanceReady, two)
+
+    def bug(_code: int) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(served, "_reason", bug)
+    assert served.pid is not None
+    os.kill(served.pid, signal.SIGKILL)
+    assert "fault in modeld" in (await stage.until(InstanceExited)).reason
+    await stage.until(MemoryFreed)
+    assert stage.chain() == SERVED
+    living = stage.supervisor.served(two)
+    assert living is not None
+    assert await living.health()

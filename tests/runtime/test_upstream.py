@@ -18,7 +18,7 @@ import pytest
 import uvloop
 
 from modeld.errors import BadRequest, BadUpstreamReply, ClientGone, Died, InvariantError, ModeldError, Unloaded, UpstreamUnreachable
-from modeld.runtime.upstream import HEAD_BYTES_MAX, PENDING_BYTES_MAX, Endpoint, Exchange
+from modeld.runtime.upstream import HEAD_BYTES_MAX, PENDING_BYTES_MAX, Endpoint, Exchange, _render_request
 
 BODY = bytes(range(256))
 LENGTH = b"HTTP/1.1 200 OK\r\nX-One: 1\r\nContent-Length: 256\r\n\r\n" + BODY
@@ -579,3 +579,21 @@ def test_one_call_per_read_of_the_socket(run: Run) -> None:
             assert (bytes(sink.got), sink.calls) == (b"hello" * 100, 1)
 
     run(story())
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70 + ".y", "\u00fc..b"])
+def test_a_host_that_is_no_name_is_unreachable(run: Run, host: str) -> None:
+    async def story() -> None:
+        with pytest.raises(UpstreamUnreachable):
+            await Exchange.open(Endpoint(host=host, port=80), "GET", "/", [], b"")
+
+    run(story())
+
+
+def test_a_host_of_other_letters_is_sent_as_the_dns_knows_it() -> None:
+    assert b"\r\nhost: xn--mller-kva.test:8080\r\n" in _render_request(Endpoint(host="m\u00fcller.test", port=8080), "GET", "/", [], b"")
+
+
+def test_a_key_that_is_no_text_is_sent_as_it_was_given() -> None:
+    key = b"k\xff".decode("utf-8", errors="surrogateescape")  # as an environment variable comes
+    assert b"Bearer k\xff\r\n" in _render_request(Endpoint(host="h", port=80, api_key=key), "GET", "/", [], b"")

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import uvicorn
 
-from modeld.api.protocol import ProtocolLimits, make_protocol
+from modeld.api.protocol import ProtocolLimits, TurnAway, make_protocol, plain_refusal
 from modeld.errors import ConfigError
 
 BACKLOG: Final = 1024
@@ -142,11 +142,11 @@ def _answers(path: Path) -> bool:
 class Listener(uvicorn.Server):
     """uvicorn without its own signal handling (it would raise the signal again: exit 143) and without its 0.1 s poll."""
 
-    def __init__(self, app: Any, limits: ProtocolLimits, shutdown_seconds: float) -> None:
+    def __init__(self, app: Any, limits: ProtocolLimits, shutdown_seconds: float, turn_away: TurnAway = plain_refusal) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=make_protocol(limits),
+                http=make_protocol(limits, turn_away),
                 ws="none",
                 loop="none",
                 lifespan="off",

@@ -32,6 +32,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from modeld.api.cycle import Cycle, render_error
+from modeld.api.route import Reply
 from modeld.errors import BadRequest, BodyTimeout, HeadersTooLarge, ModeldError
 
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
@@ -56,15 +57,25 @@ class ProtocolLimits:
     discard_seconds: float = 2.0
 
 
-def make_protocol(limits: ProtocolLimits) -> type[ModeldProtocol]:
-    """The class to give to uvicorn as `http=`."""
-    return type("BoundModeldProtocol", (ModeldProtocol,), {"limits": limits})
+TurnAway = Callable[[ModeldError, bytes], Reply]
+"""Error and raw URL (as far as it was read) -> the answer; its media is JSON."""
+
+
+def plain_refusal(error: ModeldError, url: bytes) -> Reply:
+    """The native error shape, uncounted."""
+    return Reply(error.http_status, render_error(error.http_status, error.kind, error.message))
+
+
+def make_protocol(limits: ProtocolLimits, turn_away: TurnAway = plain_refusal) -> type[ModeldProtocol]:
+    """The class to give to uvicorn as `http=`. `turn_away` words the answer to what never became a request, and counts it."""
+    return type("BoundModeldProtocol", (ModeldProtocol,), {"limits": limits, "turn_away": staticmethod(turn_away)})
 
 
 class ModeldProtocol(HttpToolsProtocol):
     """One client connection. `reading` is the request the parser is in or was in last, `running` the one being answered."""
 
     limits: ClassVar[ProtocolLimits] = ProtocolLimits()
+    turn_away: ClassVar[staticmethod[[ModeldError, bytes], Reply]] = staticmethod(plain_refusal)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -301,9 +312,10 @@ class ModeldProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: ModeldError) -> None:
         """Answer a request that never got a cycle, and close."""
-        body = render_error(error.http_status, error.kind, error.message)
-        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINE[error.http_status] + head + body)
+        reply = self.turn_away(error, self.url or b"")
+        lines = b"".join(b"%b: %b\r\n" % header for header in reply.headers)
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(reply.body)
+        self.transport.write(STATUS_LINE[reply.status] + lines + head + reply.body)
         self._linger()
 
     # --- clocks and endings -------------------------------------------------------------------------------------------

@@ -173,6 +173,15 @@ class App:
             call.body = await call.connection.body(self._options.max_body_bytes if route.small_body else self._options.max_api_body_bytes)
         return await route.handler(call)
 
+    def turn_away(self, error: ModeldError, url: bytes) -> Reply:
+        """The answer to what never became a request (a broken or too large head): with an id, counted and logged like any other."""
+        request_id = secrets.token_hex(8)
+        self._metrics.arrived(UNMATCHED)
+        self._metrics.answered(UNMATCHED, "OTHER", error.http_status, 0.0)
+        log.info("- %s status=%d request=%s fault=%s", UNMATCHED, error.http_status, request_id, error.kind)
+        body = openai_fault(error) if url.startswith(b"/v1/") else fault(error)
+        return Reply(error.http_status, encode(body), headers=((b"x-request-id", request_id.encode()),))
+
     def _no_route(self, method: str, path: str, methods: dict[str, Route]) -> Reply:
         if not methods:
             near = difflib.get_close_matches(path[:100], self._by_path, n=1)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from modeld.errors import ConfigError
 from modeld.runtime.adapters import choice, embedded
 from modeld.runtime.adapters.choice import choose, find_gpus
 from modeld.runtime.adapters.embedded import Device, EmbeddedAdapter
+from modeld.runtime.adapters.llama_server import LlamaServerAdapter
 
 FAKE = Path(__file__).parents[2] / "stub" / "fake_llama.py"
 CPU = Device("CPU", "some", "CPU")
@@ -100,3 +102,39 @@ def test_gpus_are_seen_by_their_device_files(tmp_path: Path) -> None:
     (tmp_path / "nvidia0").touch()
     (tmp_path / "kfd").touch()
     assert find_gpus(tmp_path) == ("NVIDIA GPU", "AMD GPU", "GPU")
+
+
+async def test_the_devices_are_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    async def ask(self: EmbeddedAdapter, found: Path) -> tuple[Device, ...]:
+        asked.append(found)
+        return (GPU,)
+
+    monkeypatch.setattr(embedded, "find_engine", lambda: tmp_path)
+    monkeypatch.setattr(EmbeddedAdapter, "_ask", ask)
+    assert await chosen(tmp_path, adapter="embedded", gpus=("NVIDIA GPU",)) == ("embedded", "")
+    assert asked == [tmp_path]
+
+
+@pytest.mark.parametrize("adapter", ["embedded", "llama-server"])
+@pytest.mark.parametrize("gpus", [(), ("NVIDIA GPU",)])
+async def test_a_choice_that_is_broken_off_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: str, gpus: tuple[str, ...]
+) -> None:
+    """A stop that comes while the engine is asked: its folder is there by then."""
+    asking = asyncio.Event()
+
+    async def silent(self: EmbeddedAdapter | LlamaServerAdapter, *_: object) -> None:
+        assert self._folder.path.is_dir()
+        asking.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(embedded, "find_engine", lambda: tmp_path)
+    monkeypatch.setattr(EmbeddedAdapter, "_ask", silent)
+    monkeypatch.setattr(LlamaServerAdapter, "_ask", silent)
+    async with asyncio.TaskGroup() as group:
+        choosing = group.create_task(chosen(tmp_path, adapter=adapter, bin_=FAKE, gpus=gpus))
+        await asking.wait()
+        choosing.cancel()
+    assert list((tmp_path / "run").iterdir()) == []

@@ -178,3 +178,32 @@ async def test_no_core_limit_of_our_own_is_changed(adapter: EmbeddedAdapter) -> 
     await asyncio.sleep(0)
     await adapter.devices()
     assert resource.getrlimit(resource.RLIMIT_CORE) == before
+
+
+async def test_a_runtime_dir_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(embedded, "find_engine", lambda: tmp_path)
+    adapter = EmbeddedAdapter(runtime_dir=tmp_path / "file", stop_grace=1)
+    assert "runtime_dir" in (await adapter.describe()).warning
+
+
+def test_a_mount_that_hangs_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """The look at the files never comes back; the process ends all the same."""
+    code = f"""
+        import asyncio, threading
+        from pathlib import Path
+        from modeld.core.model import ModelId, ModelSpec
+        from modeld.errors import ModelUnavailable
+        from modeld.runtime.adapters import embedded, process
+        async def main():
+            process.FILES_SECONDS_MAX = 0.01
+            embedded.find_engine = lambda: Path("/")
+            Path.is_file = lambda self: threading.Event().wait()
+            try:
+                await embedded.EmbeddedAdapter(runtime_dir=Path({str(tmp_path)!r}), stop_grace=1).check(ModelSpec(ModelId("a"), path="/a"))
+            except ModelUnavailable:
+                print("unavailable", end="")
+        asyncio.run(main())
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=30, check=False, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"unavailable", b"")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -94,3 +95,61 @@ def test_addresses(url: str, expected: tuple[str, int, bool, str]) -> None:
 def test_bad_addresses(url: str) -> None:
     with pytest.raises(ConfigError, match="llama_url"):
         endpoint_of(url, None)
+
+
+class Far:
+    """A server whose answers a test writes: status and body of each path."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, bytes]] = {"/v1/models": (200, b'{"data":[{"id":"m"}]}')}
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
+            status, body = self.answers.get(path, (404, b""))
+            writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body))
+            await writer.drain()
+
+
+@pytest.fixture
+async def far() -> AsyncIterator[tuple[Far, ExternalAdapter]]:
+    far = Far()
+    server = await asyncio.start_server(far, "127.0.0.1", 0)
+    async with server:
+        yield far, ExternalAdapter(url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+
+BAD = [b"{", b"[]", b'{"data":[{"id":"m\xff"}],"build_info":"m\xff"}', b'{"x":' + b"[" * 100_000, b'{"total_slots":-1, "data": 1}']
+
+
+@pytest.mark.parametrize("body", BAD, ids=range(len(BAD)))
+async def test_an_answer_that_is_nonsense_is_a_fault_of_that_server(far: tuple[Far, ExternalAdapter], body: bytes) -> None:
+    server, adapter = far
+    server.answers["/props"] = (200, body)
+    assert (await adapter.describe()).warning.startswith("llama_url: ")
+    assert [one.options.parallel for one in await adapter.models()] == [1]
+    server.answers["/v1/models"] = (200, body)
+    with pytest.raises(LoadFailed, match="does not list its models"):
+        await adapter.models()
+
+
+@pytest.mark.parametrize("failure", [(503, b""), (404, b""), (200, b"{"), (200, b"{}")], ids=["503", "404", "cut", "silent"])
+async def test_slots_that_were_told_once_stay_known(far: tuple[Far, ExternalAdapter], failure: tuple[int, bytes]) -> None:
+    """A spec that changes is a new model to core, and ends the answers of the old one."""
+    server, adapter = far
+    server.answers["/props"] = failure
+    assert [one.options.parallel for one in await adapter.models()] == [1]
+    server.answers["/props"] = (200, b'{"total_slots": 4}')
+    told = await adapter.models()
+    assert [one.options.parallel for one in told] == [4]
+    server.answers["/props"] = failure
+    assert await adapter.models() == told
+    server.answers["/props"] = (200, b'{"total_slots": 2}')
+    assert [one.options.parallel for one in await adapter.models()] == [2]
+
+
+async def test_a_host_that_is_no_name() -> None:
+    adapter = ExternalAdapter(url="http://a..b:8080")
+    with pytest.raises(UpstreamUnreachable):
+        await adapter.models()
+    assert (await adapter.describe()).warning.startswith("llama_url")

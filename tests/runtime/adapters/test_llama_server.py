@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from modeld.core.model import FlashAttention, KvType, LaunchOptions, ModelId, ModelSpec
-from modeld.errors import EngineMissing
+from modeld.errors import EngineMissing, SpawnFailed
 from modeld.runtime.adapters import llama_server
 from modeld.runtime.adapters.llama_server import Build, LlamaServerAdapter, arguments, read_build
 
@@ -74,6 +74,18 @@ async def test_a_binary_that_is_not_there(tmp_path: Path) -> None:
             await adapter.check(SPEC)
         assert (await adapter.describe()).build == "missing"
         await adapter.close()
+
+
+async def test_a_runtime_dir_that_is_none_is_told_and_nothing_more(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    adapter = LlamaServerAdapter(binary=FAKE, runtime_dir=tmp_path / "file", stop_grace=1)
+    info = await adapter.describe()
+    assert "runtime_dir" in info.warning
+    with pytest.raises(SpawnFailed, match="runtime_dir"):
+        await adapter.check(SPEC)
+    (tmp_path / "file").unlink()
+    assert (await adapter.describe()).build == "1 (fake)"  # what could not be looked at is looked at again
+    await adapter.close()
 
 
 def test_every_option_is_a_flag() -> None:
