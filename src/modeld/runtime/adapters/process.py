@@ -114,7 +114,7 @@ class PrivateFolder:
         else:
             parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             _require_ours(parent)
-            _remove_strays(parent)
+        _remove_strays(parent)
         for _ in range(FOLDER_TRIES_MAX):
             path = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent.absolute()))
             lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
