@@ -319,10 +319,11 @@ def test_the_environment_is_built_from_an_allow_list() -> None:
         "CUDA_VISIBLE_DEVICES": "0",
         "HSA_OVERRIDE_GFX_VERSION": "11",
         "GGML_X": "1",
+        "GGML_NO_BACKTRACE": "1",
         "OMP_NUM_THREADS": "2",
         "HOME": "/h",
     }
-    assert child_environment({}, Path("/h")) == {"PATH": os.defpath, "HOME": "/h"}
+    assert child_environment({}, Path("/h")) == {"PATH": os.defpath, "GGML_NO_BACKTRACE": "1", "HOME": "/h"}
 
 
 async def test_a_command_that_is_silent_is_given_up() -> None:

@@ -51,10 +51,11 @@ def child_environment(source: Mapping[str, str], home: Path) -> dict[str, str]:
     """The environment of a child, built from nothing: only names that reach the loader, the locale or a GPU library are copied.
 
     An inherited LLAMA_ARG_* would reconfigure llama.cpp behind our back, PYTHON* our worker, and HF_TOKEN or MODELD_* are no child's
-    business. `home` is a private folder.
+    business. `home` is a private folder. When llama.cpp aborts it would start a debugger for a backtrace, which takes seconds and pushes
+    the cause out of the log: off.
     """
     chosen = {name: value for name, value in source.items() if _ALLOWED.fullmatch(name)}
-    return {"PATH": os.defpath, **chosen, "HOME": str(home)}
+    return {"PATH": os.defpath, "GGML_NO_BACKTRACE": "1", **chosen, "HOME": str(home)}
 
 
 class Child:

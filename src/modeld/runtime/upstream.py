@@ -94,7 +94,7 @@ class Exchange(asyncio.Protocol):
     async def open(cls, endpoint: Endpoint, method: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes) -> Exchange:
         """Connect, send the whole request and return when the response head is there. There is no time limit on the answer.
 
-        Cancelling closes the socket at once. Raises UpstreamUnreachable (no connection, or closed without an answer),
+        Cancelling closes the socket at once. Raises UpstreamUnreachable (no connection: nothing was sent), Died (closed without an answer),
         BadUpstreamReply (the answer is not HTTP, or its head is above 64 KiB), BadRequest (a field that cannot be sent).
         """
         request = _render_request(endpoint, method, path, headers, body)
@@ -272,7 +272,7 @@ class Exchange(asyncio.Protocol):
         elif self._quiet_bytes:
             self._end(BadUpstreamReply("The model server ended in the middle of its answer. Try again.", detail=str(exc or "")))
         else:
-            self._end(UpstreamUnreachable("The model server closed the connection without an answer. Try again.", detail=str(exc or "")))
+            self._end(Died("The model server ended before it answered. Try again.", detail=str(exc or "")))
 
     def _end(self, error: ModeldError | None) -> None:
         if self._ended:
