@@ -86,7 +86,7 @@ async def test_infer_without_stream_gives_the_last_line_only(edge: Edge) -> None
         (sse(b'error: {"code":400,"message":"bad grammar"}\n\n'), 400, "bad_request", "bad grammar"),
         (sse(), 502, "bad_upstream_reply", "before it was complete"),
         (SSE_HEAD, 502, "instance_died", "ended"),
-        (b"", 502, "upstream_unreachable", "closed"),
+        (b"", 502, "instance_died", "ended before it answered"),
         (b"garbage\r\n\r\n", 502, "bad_upstream_reply", "HTTP"),
     ],
 )

@@ -114,7 +114,7 @@ async def test_a_json_answer_that_breaks_off_is_cut(edge: Edge) -> None:
         (http(b"", "302 Moved", Location="/x"), 502, "302"),
         (http(b"x" * 70_000, "500 Oops"), 502, "longer"),
         (http(b"{}")[:-2], 502, "ended"),
-        (b"", 502, "closed"),
+        (b"", 502, "ended before it answered"),
     ],
 )
 async def test_refusals_of_the_model_server(edge: Edge, raw: bytes, status: int, text: str) -> None:
