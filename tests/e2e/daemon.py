@@ -73,12 +73,15 @@ class Answer:
 class Daemon:
     """One run of `modeld serve` in a home of its own. Use `running`."""
 
-    def __init__(self, home: Path, models: Path, *flags: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, home: Path, models: Path, *flags: str, environment: dict[str, str] | None = None, launcher: tuple[str, ...] = ()
+    ) -> None:
+        """`launcher` is a command that executes what follows it."""
         self.home = home
         self.log_path = home / "daemon.log"
         (home / "run").mkdir(parents=True, exist_ok=True)
         surroundings = clean_environment(home) | (environment or {})
-        command = [sys.executable, "-m", "modeld", "serve", "--addr", "127.0.0.1:0", "--models-dir", str(models), *flags]
+        command = [*launcher, sys.executable, "-m", "modeld", "serve", "--addr", "127.0.0.1:0", "--models-dir", str(models), *flags]
         self.started_at = time.monotonic()
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(command, env=surroundings, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=home)
@@ -213,9 +216,11 @@ class Stream:
 
 
 @contextmanager
-def running(home: Path, models: Path, *flags: str, environment: dict[str, str] | None = None) -> Iterator[Daemon]:
+def running(
+    home: Path, models: Path, *flags: str, environment: dict[str, str] | None = None, launcher: tuple[str, ...] = ()
+) -> Iterator[Daemon]:
     """A daemon that listens. Whatever happens, it and its children are gone afterwards."""
-    daemon = Daemon(home, models, *flags, environment=environment)
+    daemon = Daemon(home, models, *flags, environment=environment, launcher=launcher)
     try:
         daemon.wait_listening()
         yield daemon

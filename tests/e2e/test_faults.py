@@ -217,3 +217,12 @@ def test_requests_that_only_waited_for_a_child_that_was_killed_are_served_by_the
         assert stream.rest()[-1]["code"] == 502
         assert [each.result().status for each in waiting] == [200, 200, 200]
         assert one.status()["loads_total"] == 2
+
+
+def test_children_are_reaped_although_the_shell_ignored_their_signal(tmp_path: Path, models: Path):
+    """`trap '' CHLD; modeld`: an ignored SIGCHLD is inherited, and would let the kernel reap behind our back."""
+    with running(tmp_path, models, launcher=("bash", "-c", 'trap \'\' CHLD; exec "$0" "$@"')) as one:
+        assert one.infer("a.gguf").status == 200
+        os.kill(one.instance("a.gguf")["pid"], signal.SIGKILL)
+        eventually(lambda: one.status()["instances"] == [], "the end is seen")
+        assert one.status()["exits"][-1]["code"] == -signal.SIGKILL
