@@ -124,7 +124,7 @@ def test_the_walk_has_limits(tmp_path, monkeypatch):
     assert notes == ['folder "one/two" lies too deep and was not looked at']
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything; run it as another user")
 def test_a_file_without_permission_is_still_listed(tmp_path):
     """F74."""
     make_gguf(tmp_path / "a.gguf").chmod(0)

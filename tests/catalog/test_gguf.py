@@ -358,7 +358,7 @@ def test_what_the_maker_writes_is_read_by_the_gguf_package(tmp_path):
 def test_the_starter_model_is_read():
     path = os.environ.get("MODELD_TEST_STARTER")
     if not path or not os.path.isfile(path):
-        pytest.skip("MODELD_TEST_STARTER names no file")
+        pytest.skip("MODELD_TEST_STARTER names no file; `make unit` sets it")
     got = read_header(path)
     assert (got.metadata["general.architecture"], got.metadata["llama.block_count"]) == ("llama", 30)
     assert got.data_end == os.path.getsize(path)

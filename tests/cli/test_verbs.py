@@ -214,7 +214,7 @@ def test_a_reader_that_leaves_is_no_error(world: dict[str, str]) -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which Linux has")
 def test_a_full_disk_is_one_line(world: dict[str, str]) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
