@@ -16,7 +16,7 @@ fi
 compile() {
     output=$1
     shift
-    "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-config \
+    "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-config --no-strip-extras \
         --annotation-style line --output-file "$output" "$@"
     echo "$output: $(grep -c '^[A-Za-z0-9]' "$output") packages"
 }
