@@ -6,12 +6,12 @@
     │   ├── BadRequest 400 · Forbidden 403 · UnknownModel 404 · NoModelNamed 404 · UnknownRoute 404
     │   ├── MethodNotAllowed 405 · BodyTimeout 408 · BodyTooLarge 413 · WrongContentType 415
     │   ├── WrongHost 421 · HeadersTooLarge 431
-    │   ├── QueueFull 429 · WaitTimeout 429          (retry_after_seconds)
+    │   ├── QueueFull 429 · WaitTimeout 429 · DeadlineUnreachable 429     (retry_after_seconds)
     │   ├── ModelUnavailable 503 · Draining 503 · BackingOff 503 · EngineMissing 503
     │   └── CannotEverFit 507
     ├── InstanceFault      the model server failed
     │   ├── SpawnFailed 502 · LoadFailed 502 · LoadStalled 504 · OutOfMemory 507
-    │   ├── Died 502 · BadUpstreamReply 502 · UpstreamUnreachable 502
+    │   ├── Died 502 · BadUpstreamReply 502 · UpstreamUnreachable 502 · Stuck 504
     │   └── Unloaded 503                              an unload, a reload or the shutdown ended the request
     ├── DeadlineExceeded 504                          infer_timeout
     ├── ClientGone                                    nobody is left to tell; never rendered
@@ -118,6 +118,13 @@ class WaitTimeout(Refused):
     kind = "wait_timeout"
 
 
+class DeadlineUnreachable(Refused):
+    """The request would have to wait longer than it may: said at once instead of then."""
+
+    http_status = 429
+    kind = "deadline_unreachable"
+
+
 class ModelUnavailable(Refused):
     http_status = 503
     kind = "model_unavailable"
@@ -174,6 +181,13 @@ class OutOfMemory(InstanceFault):
 
 class Died(InstanceFault):
     kind = "instance_died"
+
+
+class Stuck(InstanceFault):
+    """The model server lives and no token comes."""
+
+    http_status = 504
+    kind = "instance_stuck"
 
 
 class BadUpstreamReply(InstanceFault):

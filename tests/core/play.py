@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from modeld.core.messages import (
     CheckLaunch,
+    CheckProgress,
     Command,
     Event,
     Grant,
@@ -95,5 +96,7 @@ def tell(command: Command) -> str:
             return f"check {model.id}"
         case StartInstance(instance, _):
             return f"start {instance}"
+        case CheckProgress(instance):
+            return f"check progress of {instance}"
         case StopInstance(instance, why):
             return f"stop {instance} {why}"

@@ -13,7 +13,7 @@ from modeld.core.lifecycle import Signal, State, advance
 from modeld.core.model import LOCAL, InstanceId, Limits, ModelId, ModelSpec, RequestId
 from modeld.core.pace import Failure, Pace
 from modeld.core.queues import Lines
-from modeld.core.snapshot import InstanceView, LineView, Snapshot
+from modeld.core.snapshot import DeviceView, InstanceView, LineView, Snapshot
 from modeld.errors import InvariantError
 
 EVICTED: Final = "evicted"
@@ -188,17 +188,23 @@ class Book:
                 pid=instance.pid,
                 progress=instance.progress,
                 external=instance.external,
+                devices_mb={LOCAL: instance.need_mb},
             )
             for instance in self.instances.values()
         ]
         backing_off = {model: failure for model, failure in self.failures.items() if failure.until > now}
         for model, failure in backing_off.items():
             if self.of_model(model) is None:
-                views.append(InstanceView(InstanceId(f"0/{model}"), model, State.FAILED, 0, 0, 0, failure.at, None, 0.0, external=False))
+                views.append(InstanceView(InstanceId(f"0/{model}"), model, State.FAILED, 0, 0, 0, failure.at, None, 0.0, False, {}))
         heads = {model: self.lines.head(model) for model in self.lines.models()}
         return Snapshot(
             instances=tuple(views),
-            lines=tuple(LineView(model, self.lines.length(model), now - head.arrived) for model, head in heads.items() if head is not None),
+            lines=tuple(
+                LineView(model, self.lines.length(model), now - head.arrived, {}, None, 0.0)
+                for model, head in heads.items()
+                if head is not None
+            ),
+            devices=(DeviceView(LOCAL, self.budget_mb, self.ledger.used_mb(LOCAL)),),
             budget_mb=self.budget_mb,
             used_mb=self.ledger.used_mb(LOCAL),
             margin_mb=self.limits.margin_mb,

@@ -5,6 +5,7 @@
     Grant           LeaseReleased | LeaseFailed
     Refuse          nothing: the request is over
     RevokeLease     LeaseReleased | LeaseFailed   (the running request ends with the error as its last record)
+    CheckProgress   ProgressChecked
     CheckLaunch     LaunchChecked | LaunchRejected
     StartInstance   InstanceReady | InstanceFailed; LoadProgressed on the way
     StopInstance    InstanceExited, then MemoryFreed
@@ -15,9 +16,9 @@ A child that ends by itself gives InstanceExited, then MemoryFreed, too; a faile
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from modeld.core.model import InstanceId, Limits, ModelId, ModelSpec, Request, RequestId
+from modeld.core.model import DeviceId, InstanceId, Limits, ModelId, ModelSpec, Request, RequestId
 from modeld.errors import InstanceFault, ModeldError, Refused
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -45,10 +46,25 @@ class LeaseReleased:
 
 @dataclass(frozen=True, slots=True)
 class LeaseFailed:
-    """The request ended with an error of the instance."""
+    """The request ended with an error of the instance.
+
+    Nothing has reached the client (`before_first_byte`): the request stands in line again, in its old place, and ends like any that
+    waits, in Grant or Refuse; the second time it is refused at once, with `error`. Otherwise it is over.
+    """
 
     request: RequestId
     before_first_byte: bool
+    error: ModeldError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressChecked:
+    """When each running request of the instance last moved (monotonic seconds): its last byte, or its grant when none came yet."""
+
+    instance: InstanceId
+    moved: Mapping[RequestId, float]
+    began: frozenset[RequestId] = frozenset()
+    """Those whose first byte has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +164,7 @@ Event = (
     | RequestWithdrawn
     | LeaseReleased
     | LeaseFailed
+    | ProgressChecked
     | LaunchChecked
     | LaunchRejected
     | LoadProgressed
@@ -192,16 +209,26 @@ class CheckLaunch:
 
 @dataclass(frozen=True, slots=True)
 class StartInstance:
+    """`need_mb` is what was booked, MiB per device: where the instance is to run."""
+
     instance: InstanceId
     spec: ModelSpec
+    need_mb: Mapping[DeviceId, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class StopInstance:
-    """`why` is for the log: evicted, unload, ttl, replaced, failed, shutdown."""
+    """`why` is for the log: evicted, unload, ttl, replaced, stuck, shutdown."""
 
     instance: InstanceId
     why: str
 
 
-Command = Grant | Refuse | RevokeLease | CheckLaunch | StartInstance | StopInstance
+@dataclass(frozen=True, slots=True)
+class CheckProgress:
+    """Say when the running requests of the instance last moved. Answered at once."""
+
+    instance: InstanceId
+
+
+Command = Grant | Refuse | RevokeLease | CheckLaunch | StartInstance | StopInstance | CheckProgress

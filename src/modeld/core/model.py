@@ -6,6 +6,7 @@ Units last: `*_mb` is MiB (2**20 bytes), `*_bytes` bytes, `*_seconds` seconds. `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,6 +23,31 @@ Principal = NewType("Principal", str)
 ANONYMOUS = Principal("anonymous")
 LOCAL = DeviceId("local/all")
 """The one budget that spans all devices of this machine."""
+HOST = DeviceId("local/host")
+"""Host memory, for what a model needs beside its device."""
+
+
+class Priority(StrEnum):
+    """The class of a request, most urgent first."""
+
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BATCH = "batch"
+
+    @property
+    def rank(self) -> int:
+        """0 is served first."""
+        return _RANKS[self]
+
+
+_RANKS = {Priority.INTERACTIVE: 0, Priority.NORMAL: 1, Priority.BATCH: 2}
+
+
+class EvictionPolicy(StrEnum):
+    """In which order idle instances give way: least recently used first, or least worth keeping first."""
+
+    LRU = "lru"
+    COST = "cost"
 
 
 class KvType(StrEnum):
@@ -94,6 +120,9 @@ class ModelSpec:
     vram_mb        the operator's own figure, or None
     ttl_seconds    unload after so long idle, or None = never
     external       runs elsewhere: never started, stopped or evicted by us, 0 MB
+    priority       class of its requests; a request may ask for a less urgent one
+    host_mb        host memory it needs beside its device
+    split          may be spread over several devices when no single one has room
     """
 
     id: ModelId
@@ -116,21 +145,45 @@ class ModelSpec:
     preload: bool = False
     ttl_seconds: float | None = None
     external: bool = False
+    priority: Priority = Priority.NORMAL
+    host_mb: int = 0
+    split: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the scheduler knows of one request: never its text."""
+    """What the scheduler knows of one request: never its text.
+
+    priority         the class the client asked for, or None; it may lower the model's own class, never raise it
+    work             estimated tokens, read and generated: what principals share by
+    prompt_tokens    estimated tokens to read before the first one comes
+    answer_tokens    most tokens before the next byte comes: 1 for a stream, the whole answer where nothing is sent before its end
+    timeout_seconds  the client's own limit on the time until it is granted, +inf = none
+    """
 
     id: RequestId
     model: ModelId
     principal: Principal = ANONYMOUS
     body_bytes: int = 0
+    priority: Priority | None = None
+    work: float = 1.0
+    prompt_tokens: int = 0
+    answer_tokens: int = 1
+    timeout_seconds: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The settings that decisions depend on. 0 means "no limit" for budget_mb and infer_timeout_seconds."""
+    """The settings that decisions depend on. 0 means "no limit" for a device's budget, infer_timeout and the two token times.
+
+    budget_mb               MiB per device; HOST is host memory, unlimited when it is not named
+    margin_mb               MiB kept free on each device (not on HOST)
+    fairness_wait_seconds   a model whose oldest request has waited so long is due: room is made for it
+    turn_max_seconds        longest time for which a due model, once loaded, is safe from other due models; None = fairness_wait
+    min_residency_seconds   a freshly loaded model is not given up before, except for a due one
+    preempt_after_seconds   requests that still run so long after their instance was closed for a due model are cut; None = never
+    first_token_seconds, prompt_token_seconds, inter_token_seconds   an instance none of whose requests moved for so long is stuck
+    """
 
     budget_mb: Mapping[DeviceId, int] = field(default_factory=lambda: {LOCAL: 0})
     margin_mb: int = 0
@@ -139,3 +192,16 @@ class Limits:
     infer_timeout_seconds: float = 0.0
     drain_timeout_seconds: float = 30.0
     waiting_bytes_max: int = 256 << 20
+    fairness_wait_seconds: float = 10.0
+    turn_max_seconds: float | None = None
+    min_residency_seconds: float = 5.0
+    preempt_after_seconds: float | None = None
+    eviction: EvictionPolicy = EvictionPolicy.LRU
+    first_token_seconds: float = 120.0
+    prompt_token_seconds: float = 0.25
+    inter_token_seconds: float = 60.0
+
+    @property
+    def turn_seconds(self) -> float:
+        """Longest turn of a due model."""
+        return self.fairness_wait_seconds if self.turn_max_seconds is None else self.turn_max_seconds

@@ -37,6 +37,7 @@ from modeld.core.messages import (
     LoadRequested,
     MemoryFreed,
     ModelTableReplaced,
+    ProgressChecked,
     Refuse,
     RequestArrived,
     RequestWithdrawn,
@@ -50,7 +51,7 @@ from modeld.core.messages import (
 )
 from modeld.core.model import LOCAL, Limits, ModelId, ModelSpec, Request, RequestId
 from modeld.core.pace import Failure, backoff_seconds
-from modeld.core.snapshot import Snapshot
+from modeld.core.snapshot import Explanation, Snapshot
 from modeld.errors import DeadlineExceeded, Died, Draining, InvariantError, ModeldError, Unloaded, WaitTimeout
 
 
@@ -97,6 +98,8 @@ class Scheduler:
                 self._exited(self._book.get(instance_id), code, reason, now, out)
             case MemoryFreed(instance_id):
                 self._freed(self._book.get(instance_id))
+            case ProgressChecked():
+                pass
             case ModelTableReplaced(models):
                 self._replace_models(models, now, out)
             case SettingsReplaced(limits):
@@ -140,6 +143,10 @@ class Scheduler:
 
     def snapshot(self, now: float) -> Snapshot:
         return self._book.snapshot(now)
+
+    def explain(self, now: float) -> Explanation:
+        """Why each model and each waiting request is where it is, in a sentence each."""
+        return Explanation({}, ())
 
     def check_invariants(self) -> None:
         """Cheap and total. Raises InvariantError."""

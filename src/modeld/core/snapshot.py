@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from modeld.core.model import InstanceId, ModelId
+from modeld.core.model import DeviceId, InstanceId, ModelId, Principal, Priority, RequestId
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceView:
-    """One running model. `state` is one of core.lifecycle.State's values; `last_used` is monotonic seconds."""
+    """One running model. `state` is one of core.lifecycle.State's values; `last_used` is monotonic seconds.
+
+    devices_mb  MiB booked per device; `need_mb` is their sum without host memory
+    closed_for  the due model for which it takes nothing new, or ""
+    """
 
     id: InstanceId
     model: ModelId
@@ -22,15 +27,34 @@ class InstanceView:
     pid: int | None
     progress: float
     external: bool
+    devices_mb: Mapping[DeviceId, int]
+    closed_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LineView:
-    """A model's line: how many wait, and for how long the oldest has waited."""
+    """A model's line: how many wait, and for how long the oldest has waited.
+
+    by_class          how many wait in each class, those with none left out
+    due_in_seconds    until room is made for it although others are busy; 0 = it is due; None = it has its instance
+    estimate_seconds  how long a request that came now would wait: what Retry-After says
+    """
 
     model: ModelId
     length: int
     oldest_wait_seconds: float
+    by_class: Mapping[Priority, int]
+    due_in_seconds: float | None
+    estimate_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """One device of the ledger, MiB. `budget_mb` 0 = unlimited."""
+
+    id: DeviceId
+    budget_mb: int
+    used_mb: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +63,7 @@ class Snapshot:
 
     instances: tuple[InstanceView, ...]
     lines: tuple[LineView, ...]
+    devices: tuple[DeviceView, ...]
     budget_mb: int
     used_mb: int
     margin_mb: int
@@ -51,3 +76,32 @@ class Snapshot:
     shutting_down: bool
     error: str | None
     last_error: str | None
+    fairness_closings_total: int = 0
+    """Instances closed to newcomers for a due model."""
+    preemptions_total: int = 0
+    requeued_total: int = 0
+    """Requests that kept their place when an instance failed before their first byte."""
+    stuck_total: int = 0
+    """Instances stopped because nothing moved on them."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitView:
+    """One waiting request. `position` counts from 1 in the order of arrival of its line; `why` is one sentence."""
+
+    request: RequestId
+    model: ModelId
+    principal: Principal
+    priority: Priority
+    position: int
+    waited_seconds: float
+    estimate_seconds: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why things are as they are: one sentence for each model that runs, waits or failed, and for each waiting request."""
+
+    models: Mapping[ModelId, str]
+    requests: tuple[WaitView, ...]

@@ -17,6 +17,7 @@ from typing import Protocol, assert_never
 
 from modeld.core.messages import (
     CheckLaunch,
+    CheckProgress,
     Command,
     Event,
     Grant,
@@ -228,6 +229,8 @@ class Driver:
                     self.post(LeaseReleased(request))
             case CheckLaunch(spec):
                 self._actor.check(spec)
+            case CheckProgress():
+                pass
             case StartInstance(instance, spec):
                 log.info("start %s", instance)
                 self._started[instance] = now
