@@ -77,8 +77,8 @@ class Bookings:
         instance = book.by_model.get(model)
         if instance is None:
             return changed
-        if (instance.state is State.LOADING and not book.lines.length(model)) or instance.turn_ticket:
-            self.replan = True  # nobody wants the load, or a turn may be over
+        if (not instance.leases and not book.lines.length(model)) or instance.turn_ticket:
+            self.replan = True  # nobody wants it (any more, or its load), or a turn may be over
         return changed
 
     def start_clock(self, model: ModelId, now: float) -> None:

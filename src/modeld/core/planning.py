@@ -137,6 +137,7 @@ class Planner:
         """The next moment at which a demand becomes due, a protection or a turn ends, or a model may be started again."""
         book = self._book
         if not book.demands and not book.wishes:
+            self._again_at = math.inf  # it means nothing now and may be dropped: the next demand sets its own
             return
         at = math.inf
         due = self._due_count(now)
