@@ -214,6 +214,7 @@ class Bookings:
         """Whoever it was closed for does not need it any more."""
         instance.advance(Signal.RESUME)
         instance.drain_why, instance.closed_for = "", ""
+        self.book.wishes.pop(instance.model, None)
         self.touched[instance.id] = None
 
     def drain(self, instance: Instance, why: str, now: float) -> None:
@@ -326,7 +327,7 @@ class Bookings:
         if was_pinned:
             book.forget_memory()
         self.touched.pop(instance.id, None)
-        if book.is_demand(model):
+        if book.is_demand(model) or model in book.wishes:
             self.unchecked[model] = None
         self.replan = True
 

@@ -273,8 +273,11 @@ class Scheduler:
                     book.wishes.setdefault(instance.model, False)
                     do.unchecked[instance.model] = None
                 do.drain(instance, "replaced", now)
-        for model in [model for model in book.wishes if (spec := models.get(model)) is None or spec.unavailable is not None]:
-            del book.wishes[model]
+        for model in list(book.wishes):
+            if admission.gone(model, models.get(model)) is None:
+                do.unchecked[model] = None
+            else:
+                del book.wishes[model]
         for model in book.lines.models():
             if (refusal := admission.gone(model, models.get(model))) is not None:
                 do.refuse_line(model, refusal)
