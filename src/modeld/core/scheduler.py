@@ -222,7 +222,7 @@ class Scheduler:
         spec = book.models.get(lease.request.model)
         gone = admission.gone(lease.request.model, spec)
         if gone is None and not lease.waiting.requeued and lease.keeps_place and not book.shutting_down:  # 2
-            if book.breaker.is_open(lease.request.model) and book.by_model.get(lease.request.model) is None:
+            if book.breaker.is_open(lease.request.model) and book.breaker.blocked_until(lease.request.model) > now:
                 do.refuse(request, lease.revoked or error or _fault(lease.request.model))
             else:
                 do.restore(lease, now)
