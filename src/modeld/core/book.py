@@ -38,7 +38,7 @@ class Instance:
     need_mb       MiB per device, as booked
     quiet_since   the last movement seen on it, or the grant that ended its idleness
     closed_for    the due model for which it takes nothing new, or ""
-    turn_ticket   the last request of its turn, 0 = it has none (any more); the turn ends at `turn_until` at the latest
+    turn_until    the end of its turn at the latest, -inf = it has none (any more)
     watched       an alarm is set for the time at which it would count as stuck
     """
 
@@ -58,7 +58,6 @@ class Instance:
     closed_for: ModelId | str = ""
     suspect_until: float = -math.inf
     quiet_since: float = -math.inf
-    turn_ticket: int = 0
     turn_until: float = -math.inf
     watched: bool = False
     story: list[str] = field(default_factory=list)
@@ -377,10 +376,12 @@ class Book:
 
     def in_turn(self, instance: Instance, now: float) -> bool:
         """Requests that made it due still wait there, and its time is not over."""
-        if instance.turn_ticket == 0 or instance.turn_until <= now:
-            return False
+        return instance.turn_until > now and self.turn_waits(instance)
+
+    def turn_waits(self, instance: Instance) -> bool:
+        """Requests that were due when it became ready still stand in line."""
         oldest = self.oldest(instance.model)
-        return oldest is not None and oldest.ticket <= instance.turn_ticket
+        return oldest is not None and self.due_at(oldest) <= instance.ready_at
 
     def is_wanted(self, instance: Instance) -> bool:
         """Somebody waits for the load."""

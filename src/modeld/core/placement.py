@@ -73,8 +73,8 @@ def plan(demands: Iterable[Demand], residents: Sequence[Candidate], room: Room, 
         if demand.due is not due:
             due = demand.due
             reach = _reach(pool, room, due=due)
-        if len(reach) > (HOST in reach) and all(max(amount, 0) < least_mb for device, amount in reach.items() if device != HOST):
-            break  # nothing is left for anybody; who comes later waits
+        if _is_over(pool, room, least_mb, due=due):
+            break
         if not any(_fits(place, reach) for place in demand.places):  # 5
             result.waits[demand.model] = OTHERS
             if due:
@@ -178,6 +178,12 @@ def _reach(pool: Sequence[Candidate], room: Room, *, due: bool) -> dict[DeviceId
                 if device in total:
                     total[device] += amount
     return total
+
+
+def _is_over(pool: Sequence[Candidate], room: Room, least_mb: int, *, due: bool) -> bool:
+    """Nothing is left that anybody could be given or that could be closed for him now: who comes later waits."""
+    left = [max(0, amount) + room.coming.get(device, 0) for device, amount in room.free.items() if device != HOST]
+    return bool(left) and max(left) < least_mb and not any(not one.later and (due or one.idle) for one in pool)
 
 
 def _fits(place: Vector, have: Mapping[DeviceId, int]) -> bool:

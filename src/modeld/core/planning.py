@@ -112,7 +112,7 @@ class Planner:
             if state is State.LOADING:
                 idle, later = not wanted, wanted
             else:
-                later = instance.turn_ticket > 0 and book.in_turn(instance, now)
+                later = book.in_turn(instance, now)
                 idle = state is State.READY and not busy and not wanted and book.protected_until(instance, now) <= now
             found.append(
                 Candidate(
@@ -144,7 +144,7 @@ class Planner:
             at = book.due_at(oldest)
         for instance in book.instances.values():
             if instance.state is State.READY:
-                if due and instance.turn_ticket and instance.turn_until > now:
+                if due and instance.turn_until > now:
                     at = min(at, instance.turn_until)
                 if not instance.leases and (protected := book.protected_until(instance, now)) > now:
                     at = min(at, protected)
