@@ -301,7 +301,7 @@ class Scheduler:
     def _refuse_misfits(self) -> None:
         """Lines of models that could never fit any more; wishes too."""
         book = self._book
-        for model in [*(model for _, model in book.demands), *(model for model in book.wishes if model not in book.by_model)]:
+        for model in [*(model for _, model, _ in book.demands), *(model for model in book.wishes if model not in book.by_model)]:
             if model in book.models and not book.places(model):
                 available = max((limit or 0 for limit in book.capacity(model).values()), default=0)
                 misfit = admission.never_fits(book.models[model], book.need(model), available)
@@ -348,7 +348,7 @@ class Scheduler:
                 if instance is None:
                     continue
                 if instance.state is State.READY and instance.free_slots > 0 and book.lines.of(instance.model) is not None:
-                    do.grant_slots(instance, now, by_age=book.in_turn(instance, now) and self._planner.has_due(now))
+                    do.grant_slots(instance, now, by_age=book.in_turn(instance, now) and book.due_count(now) > 0)
                 elif instance.state is State.DRAINING:
                     do.finish_drain(instance, now)
 
