@@ -87,6 +87,6 @@ def test_who_waits_and_for_how_long() -> None:
         "a.gguf              3  1 interactive, 2 batch  4.1 s   due in 5.9 s  12.0 s",
         "b.gguf              1  1 normal                11.0 s  due           3.5 s",
         "c.gguf              9  -                       0.5 s   -             0.0 s",
-        "d\ufffd[2J             2  -                       -       -             -",
+        "d\ufffd[2J               2  -                       -       -             -",
     ]
     assert "WAITING FOR" not in summary(":1", {"instances": [], "queues": []})
