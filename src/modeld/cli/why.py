@@ -11,9 +11,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from modeld.cli.options import client_options, daemon_address
+from modeld.config.settings import plain_id
 
 PATH = "/status?explain=1"
-ENDING = ".gguf"
 NEAR_MAX = 3
 
 
@@ -82,12 +82,12 @@ def _idle(model: str, listed: dict[str, Any]) -> str:
 
 
 def _names(listed: dict[str, Any], seen: Iterable[str]) -> dict[str, str]:
-    """name -> model id, for every name a model has; one that two models could claim is left to the id that is spelled so."""
+    """name -> model id, for every name a model has; an id before an id without its ending, that before an alias."""
     models = _models(listed)
     ids = dict.fromkeys([*(str(item["id"]) for item in models), *seen])
     names = {one: one for one in ids}
     for one in ids:
-        names.setdefault(one.removesuffix(ENDING), one)
+        names.setdefault(plain_id(one), one)
     for item in models:
         for alias in item.get("aliases") or ():
             names.setdefault(str(alias), item["id"])
