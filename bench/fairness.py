@@ -137,15 +137,13 @@ def stream(model: Path, fairness_wait: float, seconds: float) -> None:
     drain = max(running_then, default=0.0)
     bound = fairness_wait + drain + loading
     print(f"stream: one request to B beside one to A each 0.2 s for {seconds:g} s, --fairness-wait {fairness_wait:g}s")
-    print(
-        f"  B's first byte after {b.first - b.asked:6.2f} s; fairness_wait {fairness_wait:.2f} + running then {drain:.2f} + load {loading:.2f} = {bound:.2f} s"
-    )
+    print(f"  B's first byte after {b.first - b.asked:.2f} s")
+    print(f"  fairness_wait {fairness_wait:.2f} + running then {drain:.2f} + load {loading:.2f} = {bound:.2f} s")
     print(f"  that is {(b.first - b.asked) / bound:5.2f} of the bound (the child's own stop and first token are not in it)")
     ends = collections.Counter(one.status for one in others)
     waits = sorted(one.first - one.asked for one in others)
-    print(
-        f"  A: {len(others)} requests, ended {dict(ends)}; first byte median {statistics.median(waits):.2f} s, longest {waits[-1]:.2f} s; loads in all {swaps}"
-    )
+    print(f"  A: {len(others)} requests, ended {dict(ends)}; loads in all {swaps}")
+    print(f"  A's first byte: median {statistics.median(waits):.2f} s, longest {waits[-1]:.2f} s")
 
 
 def rotate(scene: Scene, count: int, tokens: int) -> list[Answer]:

@@ -222,7 +222,7 @@ class Scheduler:
         spec = book.models.get(lease.request.model)
         gone = admission.gone(lease.request.model, spec)
         if gone is None and not lease.waiting.requeued and lease.keeps_place and not book.shutting_down:  # 2
-            if book.breaker.is_open(lease.request.model) and book.by_model.get(lease.request.model) is None:
+            if book.breaker.is_open(lease.request.model) and book.breaker.blocked_until(lease.request.model) > now:
                 do.refuse(request, lease.revoked or error or _fault(lease.request.model))
             else:
                 do.restore(lease, now)
@@ -273,8 +273,11 @@ class Scheduler:
                     book.wishes.setdefault(instance.model, False)
                     do.unchecked[instance.model] = None
                 do.drain(instance, "replaced", now)
-        for model in [model for model in book.wishes if (spec := models.get(model)) is None or spec.unavailable is not None]:
-            del book.wishes[model]
+        for model in list(book.wishes):
+            if admission.gone(model, models.get(model)) is None:
+                do.unchecked[model] = None
+            else:
+                del book.wishes[model]
         for model in book.lines.models():
             if (refusal := admission.gone(model, models.get(model))) is not None:
                 do.refuse_line(model, refusal)
