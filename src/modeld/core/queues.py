@@ -19,6 +19,7 @@ class Waiting:
     """A request in line. `deadline` is monotonic seconds, +inf while the clock is stopped with `left_seconds` on it.
 
     ticket   counts arrivals over all lines: who was first, also within one instant
+    failed   an instance has failed it once already
     """
 
     request: Request
@@ -26,6 +27,7 @@ class Waiting:
     arrived: float
     deadline: float
     left_seconds: float
+    failed: bool = False
 
 
 class Lines:
@@ -47,6 +49,16 @@ class Lines:
         self._lines.setdefault(request.model, {})[request.id] = waiting
         self._model_of[request.id] = request.model
         self.waiting_bytes += request.body_bytes
+
+    def put_back(self, waiting: Waiting, now: float, wait_max_seconds: float) -> None:
+        """Let it stand in its old place again, with a new clock."""
+        model = waiting.request.model
+        waiting.left_seconds = wait_max_seconds
+        waiting.deadline = math.inf if model in self._stopped else now + wait_max_seconds
+        line = [*self._lines.get(model, {}).values(), waiting]
+        self._lines[model] = {one.request.id: one for one in sorted(line, key=lambda one: one.ticket)}
+        self._model_of[waiting.request.id] = model
+        self.waiting_bytes += waiting.request.body_bytes
 
     def remove(self, request: RequestId) -> Waiting | None:
         model = self._model_of.pop(request, None)

@@ -51,6 +51,7 @@ from modeld.core.messages import (
 )
 from modeld.core.model import LOCAL, Limits, ModelId, ModelSpec, Request, RequestId
 from modeld.core.pace import Failure, backoff_seconds
+from modeld.core.queues import Waiting
 from modeld.core.snapshot import Explanation, Snapshot
 from modeld.errors import DeadlineExceeded, Died, Draining, InvariantError, ModeldError, Unloaded, WaitTimeout
 
@@ -60,6 +61,7 @@ class Scheduler:
 
     def __init__(self, limits: Limits, models: Mapping[ModelId, ModelSpec]) -> None:
         self._book = Book(limits, dict(models))
+        self._granted: dict[RequestId, Waiting] = {}
 
     # --- the door -----------------------------------------------------------------------------------------------------
 
@@ -74,10 +76,8 @@ class Scheduler:
                 self._end_lease(request_id, now)
             case LeaseReleased(request_id):
                 self._end_lease(request_id, now)
-            case LeaseFailed(request_id):
-                instance = self._end_lease(request_id, now)
-                if instance is not None:
-                    instance.suspect_until = now + SUSPECT_SECONDS
+            case LeaseFailed(request_id, before_first_byte, fault):
+                self._lease_failed(request_id, fault if before_first_byte else None, now, out)
             case LaunchChecked(model, fingerprint):
                 if self._book.checking.pop(model, None) == fingerprint:
                     self._book.checked[model] = fingerprint
@@ -185,6 +185,7 @@ class Scheduler:
     def _end_lease(self, request: RequestId, now: float) -> Instance | None:
         """Idempotent: a release may come after the withdrawal, or after the instance has gone. The instance it ran on, if it is there."""
         lease = self._book.leases.pop(request, None)
+        self._granted.pop(request, None)
         if lease is None:
             return None
         instance = self._book.instances.get(lease.instance)
@@ -193,6 +194,22 @@ class Scheduler:
             instance.last_used = now
         self._book.pace.served(lease.model, now - lease.granted)
         return instance
+
+    def _lease_failed(self, request: RequestId, fault: ModeldError | None, now: float, out: list[Command]) -> None:
+        """With `fault` nothing has reached the client: it waits in its old place again, once."""
+        waiting = self._granted.get(request)
+        lease = self._book.leases.get(request)
+        instance = self._end_lease(request, now)
+        if instance is not None:
+            instance.suspect_until = now + SUSPECT_SECONDS
+        if fault is None or waiting is None or lease is None:
+            return
+        gone = admission.gone(lease.model, self._book.models.get(lease.model))
+        if waiting.failed or gone is not None or self._book.shutting_down or isinstance(fault, Unloaded):
+            out.append(Refuse(request, gone or fault))
+        else:
+            waiting.failed = True
+            self._book.lines.put_back(waiting, now, self._book.limits.wait_max_seconds)
 
     # --- reports about instances --------------------------------------------------------------------------------------
 
@@ -413,7 +430,7 @@ class Scheduler:
         book.ledger.reserve(instance.id, {LOCAL: cost.total_mb})
         book.checked.pop(spec.id, None)
         book.lines.stop_clock(spec.id, now)
-        out.append(StartInstance(instance.id, spec))
+        out.append(StartInstance(instance.id, spec, {LOCAL: cost.total_mb}))
 
     def _grant(self, now: float, out: list[Command]) -> None:
         book = self._book
@@ -424,6 +441,7 @@ class Scheduler:
                 if head is None:
                     break
                 book.lines.remove(head.request.id)
+                self._granted[head.request.id] = head
                 deadline = now + timeout if timeout > 0 else math.inf
                 book.leases[head.request.id] = LeaseBook(head.request.id, instance.id, instance.model, now, deadline)
                 instance.leases.add(head.request.id)
