@@ -321,6 +321,9 @@ async def test_what_was_generated_for_a_whole_answer_is_forgotten(edge: Edge) ->
     answer = await edge.infer(stream=False)
     assert is_whole("/infer", answer.text)
     assert [lease.tokens for lease in edge.driver.leases] == [1, 1]
+    edge.upstream.script = in_turn(answers(SSE_HEAD + chunk(TOKEN)), answers(b""))
+    assert (await edge.infer(stream=False)).status_code == 502
+    assert [lease.tokens for lease in edge.driver.leases[2:]] == [1, 0]
 
 
 @THREE
