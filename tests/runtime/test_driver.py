@@ -219,7 +219,7 @@ async def test_a_withdrawal_after_the_grant_changes_nothing(stage: Stage):
 
 
 async def test_refusals_are_raised_and_counted():
-    stage = Stage(queue_depth_max=1, wait_max_seconds=0.01)
+    stage = Stage(queue_depth_max=1, wait_max_seconds=0.25)
     async with stage.request("r1"):
         pending = stage.request("r2")
         async with asyncio.TaskGroup() as group:
