@@ -219,15 +219,15 @@ class Scheduler:
             do.suspect(instance, now)
         if not before_first_byte:  # 1
             return
-        spec = book.models.get(lease.request.model)
-        gone = admission.gone(lease.request.model, spec)
-        if gone is None and not lease.waiting.requeued and lease.keeps_place and not book.shutting_down:  # 2
-            if book.breaker.is_open(lease.request.model) and book.breaker.blocked_until(lease.request.model) > now:
-                do.refuse(request, lease.revoked or error or _fault(lease.request.model))
-            else:
-                do.restore(lease, now)
-        else:  # 3
-            do.refuse(request, lease.revoked or error or gone or _fault(lease.request.model))
+        model = lease.request.model
+        gone = admission.gone(model, book.models.get(model))
+        circuit_open = book.breaker.is_open(model) and book.breaker.blocked_until(model) > now
+        if not lease.keeps_place or book.shutting_down:  # 3
+            do.refuse(request, lease.revoked or error or _fault(model))
+        elif gone is not None or lease.waiting.requeued or circuit_open:
+            do.refuse(request, error or lease.revoked or gone or _fault(model))
+        else:  # 2
+            do.restore(lease, now)
 
     def _stuck(self, instance: Instance, now: float) -> None:
         """Nothing moves: it looks alive and is not. What has not begun is asked again of its successor."""
