@@ -103,6 +103,7 @@ class Scheduler:
                 do.exited(book.get(instance_id), _ending(code, reason), now)
             case MemoryFreed(instance_id):
                 do.freed(book.get(instance_id), now)
+                self._refuse_misfits()  # settings or pins may have changed since its line was let in
             case ModelTableReplaced(models):
                 self._replace_models(models, now)
             case SettingsReplaced(limits):
