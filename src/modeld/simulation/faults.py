@@ -100,7 +100,7 @@ class Act:
 
     at: float
     deed: Deed
-    model: ModelId = ModelId("")
+    model: ModelId
     number: float = 0.0
 
 
@@ -118,3 +118,13 @@ class Faults:
 
 
 NO_FAULTS = Faults()
+
+KINDS = (
+    *("left while waiting", "left at the grant", "left while streaming", "left after requeued"),
+    *("lease failed before its first byte", "lease failed in its answer"),
+    *("launch rejected", "slow launch check"),
+    *(f"load {end}" for end in LoadEnd if end is not LoadEnd.READY),
+    *("crash while idle", "crash while streaming", "child hangs", "TERM ignored", "memory freed late"),
+    *(f"operator: {deed}" for deed in Deed),
+)
+"""How the world counts what happened."""

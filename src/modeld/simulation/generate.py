@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-only
 """seed -> story: machines, models, clients and faults of every kind; rule: all dice are random.Random(seed), the result is plain data.
 
-Each seed draws a character first (how rough, how crowded, which settings), so that calm runs stand beside wild ones: in a calm run the bound
-on waiting is judged without excuses.
+Each seed draws a character first (how rough, how crowded, which settings), so that calm runs stand beside wild ones: in a calm run the
+bound on waiting is judged without excuses.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _faults(dice: random.Random, workload: Workload, rough: float) -> Faults:
     until = workload.asks[-1].at
     acts = [_act(dice, workload, dice.uniform(0.0, until)) for _ in range(int(dice.choice((0, 0, 4, 20)) * rough))]
     if dice.random() < 0.1:
-        acts.append(Act(dice.uniform(until / 2, until), Deed.SHUTDOWN))
+        acts.append(Act(dice.uniform(until / 2, until), Deed.SHUTDOWN, workload.models[0].id))
     acts.sort(key=lambda act: act.at)
     return Faults(tuple(children), tuple(leases), tuple(checks), tuple(acts))
 

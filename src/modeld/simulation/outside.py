@@ -56,6 +56,9 @@ class Violation(Exception):
         self.seed = seed
         self.time = time
 
+    def __reduce__(self) -> tuple[type[Violation], tuple[str, str, int, float]]:
+        return Violation, (self.name, self.detail, self.seed, self.time)
+
 
 class Asked:
     """A request from its arrival to its end. `ticket` counts arrivals; `granted` is the time of its last grant."""
@@ -109,8 +112,8 @@ class Seen:
         "why",
     )
 
-    def __init__(self, id: InstanceId, spec: ModelSpec, need_mb: Mapping[DeviceId, int], now: float) -> None:
-        self.id = id
+    def __init__(self, instance: InstanceId, spec: ModelSpec, need_mb: Mapping[DeviceId, int], now: float) -> None:
+        self.id = instance
         self.spec = spec
         self.model = spec.id
         self.slots = spec.options.parallel
