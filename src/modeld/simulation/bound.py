@@ -14,7 +14,7 @@ memory is back, the longest over the victims of that demand; a turn until its la
 
 What faults do to it. The clock starts again, at that moment and with a new list of older demands, when the oldest request leaves or is
 refused (the bound is for the oldest), when the models or the settings are replaced, when an operator wishes or unloads a model. A demand
-that lost its instance to a crash, a hang or an unload while requests older than ours run there or wait for it joins A. A model
+that lost its instance to a crash, a hang or an unload, or whose request, older than ours, failed and stands in line again, joins A. A model
 that failed while its request waited is excused (back-off). `judged` and `excused` count both, so that the check cannot become empty unseen.
 """
 
@@ -117,6 +117,7 @@ class Bound:
             recent.append(seen)
         parts = {"ahead": max((self._out_of_the_way(seen, now) - since for seen in due.ahead), default=0.0)}
         hit = {seen.model for seen in recent if seen.gone_at < now and not seen.victim_of and seen.model != model}
+        hit |= {asked.request.model for at, asked in outside.returns if at >= since and asked.ticket < due.oldest.ticket} - {model}
         for name in [*due.older, *sorted(hit - set(due.older))]:
             check = outside.checked_at.get(name, since) - since if name in due.unchecked else 0.0
             turn = max((self._turn_seconds(seen, now) for seen in recent if seen.model == name and seen.started >= since), default=0.0)
@@ -139,16 +140,24 @@ class Bound:
         if seen.ready_at is None:
             return 0.0
         ended = min(now, seen.gone_at if seen.turn_ended is None else seen.turn_ended)
-        return min(ended - seen.ready_at, self._outside.limits.turn_seconds)
+        return max(0.0, min(ended, seen.turn_until) - seen.ready_at)
 
-    @staticmethod
-    def _drain_seconds(beneficiary: str, recent: list[Seen], since: float, now: float) -> float:
-        """The longest of its victims: closed or stopped, until its memory was back."""
+    def _drain_seconds(self, beneficiary: str, recent: list[Seen], since: float, now: float) -> float:
+        """The longest of its victims: closed or stopped, until its memory was back.
+
+        A victim that was opened again counts as if it had not been: until the last of the leases that ran on it had ended, and its stop.
+        """
         longest = 0.0
         for seen in recent:
             if beneficiary in (seen.victim_of, seen.closed_for):
                 going_at = min(seen.closed_at, math.inf if seen.stopped_at is None else seen.stopped_at)
                 longest = max(longest, min(now, seen.gone_at) - max(since, going_at))
+            for model, at, leases in seen.closings:
+                if model == beneficiary:
+                    ends = max((min(now, _end_of(asked, at)) for asked in leases), default=at) + self._outside.stop_seconds.get(
+                        seen.model, 0.0
+                    )
+                    longest = max(longest, min(now, ends) - max(since, at))
         return longest
 
     @staticmethod
@@ -159,3 +168,10 @@ class Bound:
             if seen.model == model and seen.started >= since and seen.for_ticket < before_ticket:
                 total += min(now, seen.gone_at if seen.ready_at is None else seen.ready_at) - seen.started
         return total
+
+
+def _end_of(asked: Asked, at: float) -> float:
+    """When the lease that ran at that time ended; a later one of the same request tells that it had, not when."""
+    if asked.granted is not None and asked.granted > at:
+        return at
+    return asked.freed_at

@@ -44,12 +44,12 @@ from modeld.core.messages import (
     StopInstance,
     UnloadRequested,
 )
-from modeld.core.model import HOST, ModelId
+from modeld.core.model import HOST, ModelId, ModelSpec
 from modeld.core.snapshot import InstanceView, Snapshot
 from modeld.errors import InvariantError, QueueFull
 from modeld.simulation.bound import Bound
 from modeld.simulation.outside import LOADING, READY, WAITING, Asked, Outside, Seen
-from modeld.simulation.room import coming, fits, need_mb, with_memory_of, without_need_of
+from modeld.simulation.room import coming, fits, is_clear, need_mb, with_memory_of, without_need_of
 
 NAMES = (
     "memory",
@@ -171,12 +171,10 @@ class Watch:
             if view.state == "draining":
                 self._draining = True
                 if not seen.draining or seen.closed_for != view.closed_for:
-                    if not seen.draining:
-                        seen.closed_at = now
-                    seen.draining, seen.closed_for = True, view.closed_for
+                    seen.close(view.closed_for, now)
                     closed.append(seen)
             elif seen.draining and seen.state is READY:
-                seen.draining, seen.closed_for, seen.closed_at = False, "", math.inf
+                seen.reopen()
             if self._is["books"]:
                 self._agree(view, seen)
         if self._is["books"]:
@@ -312,10 +310,20 @@ class Watch:
                 self._fail("eviction", f"{told}, which is not due, while {len(line)} requests wait for it")
             if seen.draining and seen.closed_for:
                 self._fail("eviction", f"{told}, which is not due, after it was closed for {seen.closed_for}")
-            if now < seen.ready_at + outside.limits.min_residency_seconds - EPSILON:
-                self._fail("eviction", f"{told}, which is not due, {now - seen.ready_at:.3f} s after it became ready")
+            self._fresh(seen, told, now)
         elif not seen.draining and outside.in_turn(seen, now):
             self._fail("eviction", f"{told} while its own turn lasts")
+
+    def _fresh(self, seen: Seen, told: str, now: float) -> None:
+        """Nothing is known of its rhythm: within min_residency it is kept until it has been idle for as long as its load took."""
+        outside = self.outside
+        if seen.ready_at is None or outside.asked_count.get(seen.model, 0) > 1:
+            return
+        until = min(
+            seen.ready_at + outside.limits.min_residency_seconds, max(seen.idle_at, seen.ready_at) + outside.least_load.get(seen.model, 0.0)
+        )
+        if now < until - EPSILON:
+            self._fail("eviction", f"{told}, which is not due, {now - seen.ready_at:.3f} s after it became ready")
 
     def _closed(self, seen: Seen, now: float) -> None:
         if not self._is["closing"] or not seen.closed_for:
@@ -345,18 +353,34 @@ class Watch:
         back = [seen for seen in coming(outside) if seen not in mine]
         line = outside.lines.get(model)
         ticket = math.inf if line is None else next(iter(line.values())).ticket
-        older = [
-            outside.models[name] for asked, name in self._demands if asked.ticket < ticket and name != model and name in outside.models
-        ]
+        older = self._before(model, ticket, now)
         room = with_memory_of(outside.free_mb(), [*mine, *back])
-        if not fits(spec, room):
-            told = f"{need_mb(spec)} MB, {dict(room)}"
+        later = [
+            seen
+            for seen in outside.instances.values()
+            if (seen.state is LOADING or seen.draining or outside.in_turn(seen, now)) and seen not in mine and not outside.is_pinned(seen)
+        ]
+        capacity = outside.capacity_mb()
+        if not is_clear(outside, spec):
+            return
+        in_reach = with_memory_of(room, later)
+        if not fits(spec, in_reach, capacity):
+            told = f"{need_mb(spec)} MB, {in_reach} after drains, loads and turns"
             self._fail("needless", f"{[seen.id for seen in mine]} give way for {model} in vain: there is no room without more ({told})")
         room = without_need_of(room, older)
         for victim in victims:
             less = {device: mb - victim.frees_mb(device) for device, mb in room.items()}
-            if fits(spec, less):
+            if fits(spec, less, capacity):
                 self._fail("needless", f"{victim.id} gives way for {model}, which would have room without it: {less}")
+
+    def _before(self, model: ModelId, ticket: float, now: float) -> list[ModelSpec]:
+        """Demands of before this step that went before `model`: older ones; for one that is not due, more urgent ones too."""
+        outside, demands = self.outside, self._demands
+        if not self._is_due(model, now) and model in outside.lines:
+            names = self._ahead(model, [one for one in demands if one[1] in outside.lines], now)
+        else:
+            names = [name for asked, name in demands if asked.ticket < ticket]
+        return [outside.models[name] for name in names if name != model and name in outside.models]
 
     # --- nothing lies idle --------------------------------------------------------------------------------------------
 
@@ -374,18 +398,34 @@ class Watch:
                 self._fail("idle_slot", f"{next(iter(outside.lines[model]))} waits for {seen.id}, which has a free slot")
 
     def _room_unused(self, demands: list[tuple[Asked, ModelId]], now: float) -> None:
-        """Memory that is free now; older demands keep what they need, wherever it may be."""
-        outside = self.outside
-        room = None
+        """Memory that is free now; those that go first keep what they need, wherever it may be.
+
+        Due ones go first, in order of age, then the others, by class and age.
+        """
+        outside, room = self.outside, self.outside.free_mb()
+        capacity = outside.capacity_mb()
+        waiting: list[ModelId] = []
         for asked, model in demands:
             spec = outside.models.get(model)
             if spec is None:
                 continue
-            if room is None:
-                room = outside.free_mb()
-            if fits(spec, room) and outside.is_checked(model) and self._may_start(model, now):
-                self._fail("room_unused", f"{asked.request.id} waits for {model}, which fits into free memory: {room}")
-            room = without_need_of(room, [spec])
+            is_due = outside.due_at(asked) <= now + EPSILON
+            if fits(spec, room, capacity) and is_clear(outside, spec) and outside.is_checked(model):
+                ahead = waiting if is_due else self._ahead(model, demands, now)
+                left = without_need_of(room, [outside.models[name] for name in ahead])
+                if fits(spec, left, capacity) and self._may_start(model, now):
+                    self._fail("room_unused", f"{asked.request.id} waits for {model}, which fits into free memory: {left}")
+            waiting.append(model)
+
+    def _ahead(self, model: ModelId, demands: list[tuple[Asked, ModelId]], now: float) -> list[ModelId]:
+        """Who goes before a demand that is not due."""
+        outside = self.outside
+        mine = (True, outside.best_rank(model), next(iter(outside.lines[model].values())).ticket)
+        found = []
+        for asked, name in demands:
+            if name in outside.models and (outside.due_at(asked) > now + EPSILON, outside.best_rank(name), asked.ticket) < mine:
+                found.append(name)
+        return found
 
     def _may_start(self, model: ModelId, now: float) -> bool:
         """It does not back off. A model that failed is looked up in the snapshot."""
@@ -399,11 +439,12 @@ class Watch:
         outside = self.outside
         asked, model = demands[0]
         spec = outside.models.get(model)
-        if spec is None or not outside.is_checked(model):
+        if spec is None or not outside.is_checked(model) or not is_clear(outside, spec):
             return
+        capacity = outside.capacity_mb()
         going = [seen for seen in outside.instances.values() if seen.state is not LOADING and (seen.draining or seen.state is not READY)]
         room = with_memory_of(outside.free_mb(), going)
-        if fits(spec, room):
+        if fits(spec, room, capacity):
             return
         more = [
             seen
@@ -414,7 +455,7 @@ class Watch:
         more += [
             s for s in outside.instances.values() if s.state is LOADING and s.model not in outside.lines and s.model not in outside.wishes
         ]
-        if fits(spec, with_memory_of(room, more)) and self._may_start(model, now):
+        if fits(spec, with_memory_of(room, more), capacity) and self._may_start(model, now):
             told = [f"{seen.id}{' (busy)' if seen.leases else ''}" for seen in more]
             self._fail("due_stands", f"{asked.request.id} is due for {model} and nothing is done, {told} could give way")
 

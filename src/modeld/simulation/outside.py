@@ -61,9 +61,22 @@ class Violation(Exception):
 
 
 class Asked:
-    """A request from its arrival to its end. `ticket` counts arrivals; `granted` is the time of its last grant."""
+    """A request from its arrival to its end. `ticket` counts arrivals; `granted`, `freed_at`: begin and end of its last lease."""
 
-    __slots__ = ("arrived", "began_at", "error", "granted", "group", "instance", "place", "request", "requeued", "revoked", "ticket")
+    __slots__ = (
+        "arrived",
+        "began_at",
+        "error",
+        "freed_at",
+        "granted",
+        "group",
+        "instance",
+        "place",
+        "request",
+        "requeued",
+        "revoked",
+        "ticket",
+    )
 
     def __init__(self, request: Request, ticket: int, now: float) -> None:
         self.request = request
@@ -72,6 +85,7 @@ class Asked:
         self.group = (request.model, request.priority, request.principal)
         self.place = WAITING
         self.granted: float | None = None
+        self.freed_at = math.inf
         self.began_at = math.inf
         self.instance: InstanceId | None = None
         self.revoked = False
@@ -82,8 +96,9 @@ class Asked:
 class Seen:
     """An instance from StartInstance to MemoryFreed.
 
-    turn         requests that were aged when it became ready and have not been granted since
+    turn         requests that were aged when it became ready and stand in line (again); `turn_of` are all of them
     draining     the snapshot said so; `closed_for` then names the due model, if any
+    closings     (model, time, leases that ran then) of each time it was closed for a due model, the last one last
     for_ticket   of the oldest request that waited for it when it was started, +inf when nobody did
     victim_of    the model it was stopped for, or ""
     """
@@ -91,11 +106,13 @@ class Seen:
     __slots__ = (
         "closed_at",
         "closed_for",
+        "closings",
         "draining",
         "exited",
         "for_ticket",
         "gone_at",
         "id",
+        "idle_at",
         "leases",
         "model",
         "need_mb",
@@ -108,6 +125,8 @@ class Seen:
         "suspect_at",
         "turn",
         "turn_ended",
+        "turn_of",
+        "turn_until",
         "victim_of",
         "why",
     )
@@ -124,16 +143,31 @@ class Seen:
         self.ready_at: float | None = None
         self.stopped_at: float | None = None
         self.suspect_at = -math.inf
+        self.idle_at = -math.inf
         self.exited = False
         self.draining = False
         self.closed_for = ""
         self.closed_at = math.inf
+        self.closings: list[tuple[str, float, tuple[Asked, ...]]] = []
         self.turn: dict[RequestId, Asked] = {}
+        self.turn_of: frozenset[RequestId] = frozenset()
+        self.turn_until = -math.inf
         self.turn_ended: float | None = None
         self.for_ticket = math.inf
         self.gone_at = math.inf
         self.victim_of = ""
         self.why = ""
+
+    def close(self, model: str, now: float) -> None:
+        """It takes nothing new any more, for a due model or (model "") for good."""
+        if not self.draining:
+            self.closed_at = now
+        self.draining, self.closed_for = True, model
+        if model:
+            self.closings.append((model, now, tuple(self.leases.values())))
+
+    def reopen(self) -> None:
+        self.draining, self.closed_for, self.closed_at = False, "", math.inf
 
     def frees_mb(self, device: DeviceId) -> int:
         return next((mb for name, mb in self.need_mb if name == device), 0)
@@ -167,8 +201,15 @@ class Outside:
         """When the last instance of a model was gone."""
         self.past: deque[Seen] = deque(maxlen=PAST_MAX)
         """Instances that are gone, the last one last."""
+        self.asked_count: dict[ModelId, int] = {}
+        self.least_load: dict[ModelId, float] = {}
+        """The shortest load of a model, seconds."""
+        self.returns: deque[tuple[float, Asked]] = deque(maxlen=PAST_MAX)
+        """Who came back into line, and when; the last one last."""
         self.shutting_down = False
         self.arrivals = 0
+        self.stop_seconds: Mapping[ModelId, float] = {}
+        """How long the child of a model takes to end when nothing goes wrong; what is not named takes 0."""
         self.on_end: Callable[[Asked, str, float], None] = _nobody
         self.on_gone: Callable[[Seen, float], None] = _nobody
         self._events: dict[type, Callable[[Any, float], None]] = {
@@ -231,7 +272,14 @@ class Outside:
 
     def in_turn(self, seen: Seen, now: float) -> bool:
         """No other due model may close it now."""
-        return bool(seen.turn) and seen.ready_at is not None and now < seen.ready_at + self.limits.turn_seconds
+        return bool(seen.turn) and now < seen.turn_until
+
+    def best_rank(self, model: ModelId) -> int:
+        """Of the most urgent request in line; 0 comes first."""
+        own = self.models[model].priority.rank
+        return min(
+            (max(own, asked.request.priority.rank) if asked.request.priority else own for asked in self.lines[model].values()), default=own
+        )
 
     def is_checked(self, model: ModelId) -> bool:
         spec = self.models.get(model)
@@ -249,10 +297,20 @@ class Outside:
             free[device] = budget - self.used_mb.get(device, 0) - (0 if device == HOST else limits.margin_mb)
         return free
 
+    def capacity_mb(self) -> dict[DeviceId, float]:
+        """Budget less margin, by device."""
+        limits = self.limits
+        return {
+            device: math.inf if budget == 0 else budget - (0 if device == HOST else limits.margin_mb)
+            for device, budget in limits.budget_mb.items()
+        }
+
     # --- events -------------------------------------------------------------------------------------------------------
 
     def _arrived(self, event: RequestArrived, now: float) -> None:
         self.arrivals += 1
+        model = event.request.model
+        self.asked_count[model] = self.asked_count.get(model, 0) + 1
         asked = Asked(event.request, self.arrivals, now)
         self.requests[event.request.id] = asked
         self._stand(asked)
@@ -280,10 +338,12 @@ class Outside:
         if seen is not None and seen.turn and seen.turn.pop(asked.request.id, None) is not None and not seen.turn:
             seen.turn_ended = now
 
-    def _end_lease(self, asked: Asked) -> None:
+    def _end_lease(self, asked: Asked, now: float) -> None:
         seen = self.instances.get(asked.instance) if asked.instance is not None else None
         if seen is not None:
             del seen.leases[asked.request.id]
+            seen.idle_at = now
+        asked.freed_at = now
         asked.instance = None
 
     def _withdrawn(self, event: RequestWithdrawn, now: float) -> None:
@@ -294,14 +354,14 @@ class Outside:
             self._leave_line(asked)
             self._leave_turn(asked, now)
         else:
-            self._end_lease(asked)
+            self._end_lease(asked, now)
         self.settle(asked, "left", now)
 
     def _released(self, event: LeaseReleased, now: float) -> None:
         asked = self.requests.get(event.request)
         if asked is None:
             return
-        self._end_lease(asked)
+        self._end_lease(asked, now)
         self.settle(asked, "done" if asked.error is None else asked.error.kind, now)
 
     def _lease_failed(self, event: LeaseFailed, now: float) -> None:
@@ -311,7 +371,7 @@ class Outside:
         seen = self.instances.get(asked.instance) if asked.instance is not None else None
         if seen is not None:
             seen.suspect_at = now
-        self._end_lease(asked)
+        self._end_lease(asked, now)
         if not (event.before_first_byte and self.requeues):
             self.settle(asked, event.error.kind if event.error is not None else "instance_fault", now)
             return
@@ -323,6 +383,11 @@ class Outside:
         model = asked.request.model
         self.lines[model] = dict(sorted(self.lines[model].items(), key=_ticket_of_item))
         self.groups[asked.group] = dict(sorted(self.groups[asked.group].items(), key=_ticket_of_item))
+        self.returns.append((now, asked))
+        now_serving = self.by_model.get(model)
+        if now_serving is not None and asked.request.id in now_serving.turn_of:
+            now_serving.turn[asked.request.id] = asked
+            now_serving.turn_ended = None
 
     def _launch_checked(self, event: LaunchChecked, now: float) -> None:
         spec = self.models.get(event.model)
@@ -340,10 +405,13 @@ class Outside:
             return
         seen.state = READY
         seen.ready_at = now
+        self.least_load[seen.model] = min(self.least_load.get(seen.model, math.inf), now - seen.started)
         self.wishes.pop(seen.model, None)
         self.failed_at.pop(seen.model, None)
         wait = self.limits.fairness_wait_seconds
         seen.turn = {key: asked for key, asked in self.lines.get(seen.model, {}).items() if now - asked.arrived >= wait - 1e-9}
+        seen.turn_of = frozenset(seen.turn)
+        seen.turn_until = now + self.limits.turn_seconds
         if not seen.turn:
             seen.turn_ended = now
 
@@ -407,6 +475,7 @@ class Outside:
             self._leave_turn(asked, now)
             asked.place = RUNNING
             asked.granted = now
+            asked.freed_at = math.inf
             asked.instance = seen.id
             seen.leases[command.request] = asked
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from modeld.core.estimate import need
@@ -13,17 +14,26 @@ Room = dict[DeviceId, float]
 """MiB that could be booked, by device; HOST only where it is limited."""
 
 
-def fits(spec: ModelSpec, room: Mapping[DeviceId, float]) -> bool:
-    """On one device, or over several when it may be split; and in host memory."""
+def fits(spec: ModelSpec, room: Mapping[DeviceId, float], capacity: Mapping[DeviceId, float]) -> bool:
+    """On one device; over several, if it may be split and no single one is large enough, in proportion to their `capacity`.
+
+    And in host memory, as far as that is limited.
+    """
     total_mb = need_mb(spec)
-    if HOST in room and spec.host_mb > room[HOST]:
+    if spec.host_mb and HOST in room and spec.host_mb > room[HOST]:
         return False
-    if spec.external:
+    if spec.external or any(total_mb <= mb for device, mb in room.items() if device != HOST):
         return True
-    rooms = [mb for device, mb in room.items() if device != HOST]
-    if any(total_mb <= mb for mb in rooms):
-        return True
-    return spec.split and total_mb <= sum(mb for mb in rooms if mb > 0)
+    devices = [device for device in capacity if device != HOST]
+    if not spec.split or any(total_mb <= capacity[device] for device in devices):
+        return False
+    whole = sum(capacity[device] for device in devices)
+    return total_mb <= whole and all(math.ceil(total_mb * capacity[device] / whole) <= room[device] for device in devices)
+
+
+def is_clear(outside: Outside, spec: ModelSpec) -> bool:
+    """Where it could run follows from the settings: the shares of a split depend on what is pinned where, too."""
+    return not spec.split or not any(other.pinned for other in outside.models.values())
 
 
 def need_mb(spec: ModelSpec) -> int:

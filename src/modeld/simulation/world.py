@@ -131,6 +131,7 @@ class World:
         self.scheduler = make(workload.limits, models)
         self.outside = Outside(workload.limits, models, self.fail, requeues=requeues)
         self.outside.on_end, self.outside.on_gone = self._request_ended, self._instance_gone
+        self.outside.stop_seconds = {model.id: model.stop_seconds for model in workload.models}
         self.watch = Watch(self.outside, self.scheduler, checks, self.fail) if checks else None
         self.story: deque[tuple[float, Event, list[Command]]] = deque(maxlen=STORY_STEPS)
         self._operator = Operator(workload.limits, models)
