@@ -301,7 +301,7 @@ class Scheduler:
     def _refuse_misfits(self) -> None:
         """Lines of models that could never fit any more; wishes too."""
         book = self._book
-        for model in [*(model for _, model in book.demands), *(model for model in book.wishes if model not in book.by_model)]:
+        for model in [*(model for _, model, _ in book.demands), *(model for model in book.wishes if model not in book.by_model)]:
             if model in book.models and not book.places(model):
                 available = max((limit or 0 for limit in book.capacity(model).values()), default=0)
                 misfit = admission.never_fits(book.models[model], book.need(model), available)
@@ -348,10 +348,7 @@ class Scheduler:
                 if instance is None:
                     continue
                 if instance.state is State.READY and instance.free_slots > 0 and book.lines.of(instance.model) is not None:
-                    in_turn = instance.turn_ticket > 0 and book.in_turn(instance, now)
-                    do.grant_slots(instance, now, by_age=in_turn and self._planner.has_due(now))
-                    if in_turn and not book.in_turn(instance, now):
-                        do.replan = True
+                    do.grant_slots(instance, now, by_age=book.in_turn(instance, now) and book.due_count(now) > 0)
                 elif instance.state is State.DRAINING:
                     do.finish_drain(instance, now)
 
@@ -364,8 +361,8 @@ class Scheduler:
             waiting = book.lines.get(RequestId(key))
             if waiting is not None and book.lines.is_late(waiting, now):
                 self._expire(waiting, now)
-            elif waiting is not None and waiting.hard > now:
-                book.alarm(waiting.hard, Alarm.WAITING, key)  # the clock of max_wait stands still; the client's own does not
+            elif waiting is not None:
+                do.arm(waiting, now)
         elif kind == Alarm.LEASE:
             lease = book.leases.get(RequestId(key))
             if lease is not None and lease.deadline <= now:
