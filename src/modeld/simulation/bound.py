@@ -103,7 +103,7 @@ class Bound:
         ahead = [
             seen
             for seen in outside.instances.values()
-            if seen.state is not READY or outside.in_turn(seen, since) or (seen.draining and not seen.closed_for)
+            if seen.state is not READY or outside.may_be_in_turn(seen, since) or (seen.draining and not seen.closed_for)
         ]
         self._due[model] = Due(since, oldest, ahead, older, [name for name in older if not outside.is_checked(name)])
 

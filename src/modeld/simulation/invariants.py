@@ -31,6 +31,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from modeld.core.book import SUSPECT_SECONDS
+from modeld.core.breaker import STARTS_MAX, WINDOW_SECONDS
 from modeld.core.messages import (
     Command,
     Event,
@@ -49,7 +50,7 @@ from modeld.core.snapshot import InstanceView, Snapshot
 from modeld.errors import InvariantError, QueueFull
 from modeld.simulation.bound import Bound
 from modeld.simulation.outside import LOADING, READY, WAITING, Asked, Outside, Seen
-from modeld.simulation.room import coming, fits, is_clear, need_mb, with_memory_of, without_need_of
+from modeld.simulation.room import coming, fits, is_clear, is_hopeless, need_mb, with_memory_of, without_need_of
 
 NAMES = (
     "memory",
@@ -84,7 +85,7 @@ class Watched(Protocol):
 class Watch:
     """All checks over one run. `before` comes after the event was booked outside, `after` when its commands were, too.
 
-    restarts    (starts, seconds): so many StartInstance of a failing model within so long, or None
+    restarts    (starts, seconds): so many StartInstance of a model after its last instance died, within so long
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Watch:
         watched: Watched,
         checks: frozenset[str],
         fail: Callable[[str, str], None],
-        restarts: tuple[int, float] | None = None,
+        restarts: tuple[int, float] = (STARTS_MAX, WINDOW_SECONDS),
     ) -> None:
         self.outside = outside
         self.bound = Bound(outside, fail)
@@ -165,8 +166,8 @@ class Watch:
         for view in snapshot.instances:
             seen = self.outside.instances.get(view.id)
             if seen is None:
-                if view.state != "failed" and self._is["books"]:
-                    self._fail("books", f"{view.id} is {view.state} in the snapshot and was never started")
+                if self._is["books"] and (view.state != "failed" or view.model not in self.outside.failed_at):
+                    self._fail("books", f"{view.id} is {view.state} in the snapshot and was never started, or never failed")
                 continue
             if view.state == "draining":
                 self._draining = True
@@ -249,12 +250,12 @@ class Watch:
                 )
             if len(places) > 1 and not seen.spec.split:
                 self._fail("memory", f"{seen.id} is spread over {places} and may not be split")
-        if self._is["restarts"] and self._restarts is not None and seen.model in outside.failed_at:
+        if self._is["restarts"] and outside.died.get(seen.model, False):
             most, window = self._restarts
             starts = self._starts.setdefault(seen.model, deque(maxlen=most + 1))
             starts.append(now)
             if len(starts) > most and now - starts[0] < window:
-                self._fail("restarts", f"{seen.model} was started {len(starts)} times after failures within {now - starts[0]:.1f} s")
+                self._fail("restarts", f"{seen.model} was started {len(starts)} times after it died within {now - starts[0]:.1f} s")
 
     def _queued(self, event: RequestArrived, commands: Sequence[Command]) -> None:
         """A newcomer that waits found room in line; one that was told QueueFull found none."""
@@ -358,7 +359,9 @@ class Watch:
         later = [
             seen
             for seen in outside.instances.values()
-            if (seen.state is LOADING or seen.draining or outside.in_turn(seen, now)) and seen not in mine and not outside.is_pinned(seen)
+            if (seen.state is LOADING or seen.draining or outside.may_be_in_turn(seen, now))
+            and seen not in mine
+            and not outside.is_pinned(seen)
         ]
         capacity = outside.capacity_mb()
         if not is_clear(outside, spec):
@@ -410,7 +413,7 @@ class Watch:
             if spec is None:
                 continue
             is_due = outside.due_at(asked) <= now + EPSILON
-            if fits(spec, room, capacity) and is_clear(outside, spec) and outside.is_checked(model):
+            if fits(spec, room, capacity) and is_clear(outside, spec) and outside.is_checked(model) and not is_hopeless(outside, spec):
                 ahead = waiting if is_due else self._ahead(model, demands, now)
                 left = without_need_of(room, [outside.models[name] for name in ahead])
                 if fits(spec, left, capacity) and self._may_start(model, now):
@@ -428,9 +431,7 @@ class Watch:
         return found
 
     def _may_start(self, model: ModelId, now: float) -> bool:
-        """It does not back off. A model that failed is looked up in the snapshot."""
-        if model not in self.outside.failed_at:
-            return True
+        """It does not back off: the snapshot would show it as failed."""
         self.looks += 1
         return not any(view.model == model and view.state == "failed" for view in self._watched.snapshot(now).instances)
 
@@ -450,7 +451,7 @@ class Watch:
             seen
             for seen in outside.instances.values()
             if seen.state is READY and not seen.draining and not outside.is_pinned(seen) and not seen.spec.external
-            if not outside.in_turn(seen, now)
+            if not outside.may_be_in_turn(seen, now)
         ]
         more += [
             s for s in outside.instances.values() if s.state is LOADING and s.model not in outside.lines and s.model not in outside.wishes

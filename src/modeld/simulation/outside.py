@@ -42,6 +42,7 @@ from modeld.errors import ModeldError
 
 PAST_MAX = 512
 VICTIM = "evicted for "
+STUCK = "stuck"
 WAITING, RUNNING, ENDED = "waiting", "running", "ended"
 LOADING, READY, STOPPING, FAILED = "loading", "ready", "stopping", "failed"
 
@@ -197,6 +198,9 @@ class Outside:
         self.checked_at: dict[ModelId, float] = {}
         self.wishes: dict[ModelId, bool] = {}
         self.failed_at: dict[ModelId, float] = {}
+        """When a load or an instance of a model last failed, was lost or got stuck."""
+        self.died: dict[ModelId, bool] = {}
+        """Whether the last instance of a model ended without being told to, or stuck."""
         self.gone_at: dict[ModelId, float] = {}
         """When the last instance of a model was gone."""
         self.past: deque[Seen] = deque(maxlen=PAST_MAX)
@@ -271,7 +275,13 @@ class Outside:
         return seen.spec.pinned if spec is None else spec.pinned
 
     def in_turn(self, seen: Seen, now: float) -> bool:
-        """No other due model may close it now."""
+        """No other due model may close it now: somebody of its turn has not been granted yet."""
+        if not seen.turn or now >= seen.turn_until or seen.ready_at is None:
+            return False
+        return any(asked.granted is None or asked.granted < seen.ready_at for asked in seen.turn.values())
+
+    def may_be_in_turn(self, seen: Seen, now: float) -> bool:
+        """As `in_turn`, or somebody of its turn stands in line again."""
         return bool(seen.turn) and now < seen.turn_until
 
     def best_rank(self, model: ModelId) -> int:
@@ -407,7 +417,6 @@ class Outside:
         seen.ready_at = now
         self.least_load[seen.model] = min(self.least_load.get(seen.model, math.inf), now - seen.started)
         self.wishes.pop(seen.model, None)
-        self.failed_at.pop(seen.model, None)
         wait = self.limits.fairness_wait_seconds
         seen.turn = {key: asked for key, asked in self.lines.get(seen.model, {}).items() if now - asked.arrived >= wait - 1e-9}
         seen.turn_of = frozenset(seen.turn)
@@ -426,6 +435,7 @@ class Outside:
     def _down(self, seen: Seen, now: float) -> None:
         if seen.state in (LOADING, READY):
             self.failed_at[seen.model] = now
+            self.died[seen.model] = True
             if seen.state is LOADING:
                 self.wishes.pop(seen.model, None)
             seen.state = FAILED
@@ -519,6 +529,9 @@ class Outside:
             seen.state = STOPPING
             seen.stopped_at = now
             seen.why = command.why
+            self.died[seen.model] = command.why == STUCK
+            if command.why == STUCK:
+                self.failed_at[seen.model] = now
             if command.why.startswith(VICTIM):
                 seen.victim_of = command.why[len(VICTIM) :]
 
