@@ -25,7 +25,8 @@ from collections.abc import Callable
 
 from modeld.core.messages import Event, LoadRequested, ModelTableReplaced, SettingsReplaced, UnloadRequested
 from modeld.core.model import ModelId
-from modeld.simulation.outside import READY, Asked, Outside, Seen
+from modeld.simulation.outside import Outside
+from modeld.simulation.seen import READY, Asked, Seen
 
 SLACK_SECONDS = 1e-6
 """For sums of floating-point numbers."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from modeld.simulation import generate, shrink
 from modeld.simulation.faults import KINDS
 from modeld.simulation.invariants import ALL, NAMES
-from modeld.simulation.outside import Violation
+from modeld.simulation.seen import Violation
 from modeld.simulation.story import Story, as_json, from_json
 from modeld.simulation.trace import tell
 from modeld.simulation.world import World

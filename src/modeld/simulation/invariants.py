@@ -25,7 +25,6 @@ by name
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -45,12 +44,14 @@ from modeld.core.messages import (
     StopInstance,
     UnloadRequested,
 )
-from modeld.core.model import HOST, ModelId, ModelSpec
+from modeld.core.model import HOST, ModelId
 from modeld.core.snapshot import InstanceView, Snapshot
 from modeld.errors import InvariantError, QueueFull
 from modeld.simulation.bound import Bound
-from modeld.simulation.outside import LOADING, READY, WAITING, Asked, Outside, Seen
-from modeld.simulation.room import coming, fits, is_clear, is_hopeless, need_mb, with_memory_of, without_need_of
+from modeld.simulation.outside import Outside
+from modeld.simulation.room import fits, is_clear, is_hopeless, need_mb, with_memory_of, without_need_of
+from modeld.simulation.seen import LOADING, READY, WAITING, Asked, Seen
+from modeld.simulation.victims import EPSILON, Victims, who_goes_before
 
 NAMES = (
     "memory",
@@ -71,7 +72,6 @@ NAMES = (
 ALL = frozenset(NAMES)
 LOOK_EVERY = 32
 """Steps between two looks at the snapshot when nothing asks for one."""
-EPSILON = 1e-9
 
 
 class Watched(Protocol):
@@ -99,6 +99,7 @@ class Watch:
         self.outside = outside
         self.bound = Bound(outside, fail)
         self.looks = 0
+        self._victims = Victims(outside, checks, fail)
         self._watched = watched
         self._fail = fail
         self._restarts = restarts
@@ -145,7 +146,7 @@ class Watch:
             elif type(command) is StartInstance:
                 self._started(command, now)
         if stopped or closed:
-            self._gave_way([outside.instances[c.instance] for c in stopped if c.why.startswith("evicted")], closed, now)
+            self._victims.gave_way([outside.instances[c.instance] for c in stopped], closed, now, self._demands)
         if type(event) is RequestArrived:
             self._queued(event, commands)
         elif type(event) is InstanceReady:
@@ -276,115 +277,6 @@ class Watch:
                 if has_room and outside.waiting_bytes + request.body_bytes <= limits.waiting_bytes_max:
                     self._fail("queues", f"{request.id} is refused with {len(line)} in line and {outside.waiting_bytes} bytes waiting")
 
-    # --- who gives way ------------------------------------------------------------------------------------------------
-
-    def _gave_way(self, evicted: list[Seen], closed: list[Seen], now: float) -> None:
-        """Victims of this step: stopped at once, or closed."""
-        chosen: dict[str, list[Seen]] = {}
-        for seen in evicted:
-            self._evicted(seen, now)
-            if not seen.draining:
-                chosen.setdefault(seen.victim_of, []).append(seen)
-        for seen in closed:
-            self._closed(seen, now)
-            if seen.closed_for:
-                chosen.setdefault(seen.closed_for, []).append(seen)
-        if self._is["needless"]:
-            for name, victims in chosen.items():
-                self._needed(ModelId(name), victims, now)
-
-    def _evicted(self, seen: Seen, now: float) -> None:
-        if not self._is["eviction"]:
-            return
-        outside, name = self.outside, seen.victim_of
-        told = f"{seen.id} is stopped for {name}"
-        if seen.leases:
-            self._fail("eviction", f"{told} while {len(seen.leases)} requests run on it")
-        if outside.is_pinned(seen) or seen.spec.external:
-            self._fail("eviction", f"{told} and is pinned or not ours")
-        line = outside.lines.get(seen.model)
-        if seen.ready_at is None:
-            if line or seen.model in outside.wishes:
-                self._fail("eviction", f"{told} while it loads for somebody")
-        elif not self._is_due(name, now):
-            if line:
-                self._fail("eviction", f"{told}, which is not due, while {len(line)} requests wait for it")
-            if seen.draining and seen.closed_for:
-                self._fail("eviction", f"{told}, which is not due, after it was closed for {seen.closed_for}")
-            self._fresh(seen, told, now)
-        elif not seen.draining and outside.in_turn(seen, now):
-            self._fail("eviction", f"{told} while its own turn lasts")
-
-    def _fresh(self, seen: Seen, told: str, now: float) -> None:
-        """Nothing is known of its rhythm: within min_residency it is kept until it has been idle for as long as its load took."""
-        outside = self.outside
-        if seen.ready_at is None or outside.asked_count.get(seen.model, 0) > 1:
-            return
-        until = min(
-            seen.ready_at + outside.limits.min_residency_seconds, max(seen.idle_at, seen.ready_at) + outside.least_load.get(seen.model, 0.0)
-        )
-        if now < until - EPSILON:
-            self._fail("eviction", f"{told}, which is not due, {now - seen.ready_at:.3f} s after it became ready")
-
-    def _closed(self, seen: Seen, now: float) -> None:
-        if not self._is["closing"] or not seen.closed_for:
-            return
-        told = f"{seen.id} is closed for {seen.closed_for}"
-        if not self._is_due(seen.closed_for, now):
-            self._fail("closing", f"{told}, which is not due")
-        if self.outside.is_pinned(seen) or seen.spec.external or seen.ready_at is None:
-            self._fail("closing", f"{told} and is pinned, not ours, or not ready")
-        if self.outside.in_turn(seen, now):
-            self._fail("closing", f"{told} while its own turn lasts")
-
-    def _is_due(self, name: str, now: float) -> bool:
-        line = self.outside.lines.get(ModelId(name))
-        return line is not None and self.outside.due_at(next(iter(line.values()))) <= now + EPSILON
-
-    def _needed(self, model: ModelId, victims: list[Seen], now: float) -> None:
-        """Without any one of the victims there would not have been room; with all of them there is."""
-        outside = self.outside
-        spec = outside.models.get(model)
-        if spec is None:
-            self._fail("needless", f"{[seen.id for seen in victims]} give way for {model}, which is not there")
-            return
-        if not outside.is_checked(model):
-            self._fail("needless", f"{[seen.id for seen in victims]} give way for {model}, whose launch check has not passed")
-        mine = [seen for seen in outside.instances.values() if model in (seen.victim_of, seen.closed_for)]
-        back = [seen for seen in coming(outside) if seen not in mine]
-        line = outside.lines.get(model)
-        ticket = math.inf if line is None else next(iter(line.values())).ticket
-        older = self._before(model, ticket, now)
-        room = with_memory_of(outside.free_mb(), [*mine, *back])
-        later = [
-            seen
-            for seen in outside.instances.values()
-            if (seen.state is LOADING or seen.draining or outside.may_be_in_turn(seen, now))
-            and seen not in mine
-            and not outside.is_pinned(seen)
-        ]
-        capacity = outside.capacity_mb()
-        if not is_clear(outside, spec):
-            return
-        in_reach = with_memory_of(room, later)
-        if not fits(spec, in_reach, capacity):
-            told = f"{need_mb(spec)} MB, {in_reach} after drains, loads and turns"
-            self._fail("needless", f"{[seen.id for seen in mine]} give way for {model} in vain: there is no room without more ({told})")
-        room = without_need_of(room, older)
-        for victim in victims:
-            less = {device: mb - victim.frees_mb(device) for device, mb in room.items()}
-            if fits(spec, less, capacity):
-                self._fail("needless", f"{victim.id} gives way for {model}, which would have room without it: {less}")
-
-    def _before(self, model: ModelId, ticket: float, now: float) -> list[ModelSpec]:
-        """Demands of before this step that went before `model`: older ones; for one that is not due, more urgent ones too."""
-        outside, demands = self.outside, self._demands
-        if not self._is_due(model, now) and model in outside.lines:
-            names = self._ahead(model, [one for one in demands if one[1] in outside.lines], now)
-        else:
-            names = [name for asked, name in demands if asked.ticket < ticket]
-        return [outside.models[name] for name in names if name != model and name in outside.models]
-
     # --- nothing lies idle --------------------------------------------------------------------------------------------
 
     def _idle_slots(self, now: float) -> None:
@@ -414,21 +306,11 @@ class Watch:
                 continue
             is_due = outside.due_at(asked) <= now + EPSILON
             if fits(spec, room, capacity) and is_clear(outside, spec) and outside.is_checked(model) and not is_hopeless(outside, spec):
-                ahead = waiting if is_due else self._ahead(model, demands, now)
+                ahead = waiting if is_due else who_goes_before(outside, model, demands, now)
                 left = without_need_of(room, [outside.models[name] for name in ahead])
                 if fits(spec, left, capacity) and self._may_start(model, now):
                     self._fail("room_unused", f"{asked.request.id} waits for {model}, which fits into free memory: {left}")
             waiting.append(model)
-
-    def _ahead(self, model: ModelId, demands: list[tuple[Asked, ModelId]], now: float) -> list[ModelId]:
-        """Who goes before a demand that is not due."""
-        outside = self.outside
-        mine = (True, outside.best_rank(model), next(iter(outside.lines[model].values())).ticket)
-        found = []
-        for asked, name in demands:
-            if name in outside.models and (outside.due_at(asked) > now + EPSILON, outside.best_rank(name), asked.ticket) < mine:
-                found.append(name)
-        return found
 
     def _may_start(self, model: ModelId, now: float) -> bool:
         """It does not back off: the snapshot would show it as failed."""

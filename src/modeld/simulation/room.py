@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from modeld.core.estimate import need
 from modeld.core.model import HOST, DeviceId, ModelSpec
-from modeld.simulation.outside import FAILED, STOPPING, Outside, Seen
+from modeld.simulation.outside import Outside
+from modeld.simulation.seen import FAILED, STOPPING, Seen
 
 Room = dict[DeviceId, float]
 """MiB that could be booked, by device; HOST only where it is limited."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from modeld.simulation.faults import Act, CheckFate, ChildFate, Faults, LeaseFate
-from modeld.simulation.outside import Violation
+from modeld.simulation.seen import Violation
 from modeld.simulation.story import Story
 from modeld.simulation.workload import Ask, SimModel
 from modeld.simulation.world import World

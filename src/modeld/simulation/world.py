@@ -56,7 +56,8 @@ from modeld.errors import (
 from modeld.simulation.faults import NO_FAULTS, Act, CheckFate, ChildFate, Deed, Faults, LeaseFate, LoadEnd
 from modeld.simulation.invariants import ALL, Watch
 from modeld.simulation.operator import Operator
-from modeld.simulation.outside import READY, RUNNING, WAITING, Asked, Outside, Seen, Violation
+from modeld.simulation.outside import Outside
+from modeld.simulation.seen import READY, RUNNING, WAITING, Asked, Seen, Violation
 from modeld.simulation.trace import tell
 from modeld.simulation.workload import Ask, History, Served, SimModel, Stay, Workload
 
