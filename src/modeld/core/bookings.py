@@ -324,7 +324,7 @@ class Bookings:
         if was_pinned:
             book.forget_memory()
         self.touched.pop(instance.id, None)
-        if book.is_demand(model):
+        if book.is_demand(model) or model in book.wishes:
             self.unchecked[model] = None
         self.replan = True
 
