@@ -7,6 +7,7 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +20,20 @@ from modeld.api.metrics import Metrics
 from modeld.api.protocol import ProtocolLimits, make_protocol
 from modeld.api.server import App, EdgeOptions, build_app
 from modeld.catalog.models import ModelTable
-from modeld.core.model import InstanceId, ModelId, ModelSpec, Request
-from modeld.core.snapshot import InstanceView, LineView, Snapshot
-from modeld.errors import InstanceFault, ModeldError
+from modeld.core.model import LOCAL, InstanceId, LaunchOptions, ModelId, ModelSpec, Priority, Request
+from modeld.core.snapshot import DeviceView, Explanation, InstanceView, LineView, Snapshot
+from modeld.errors import InstanceFault, ModeldError, Unloaded
 from modeld.runtime.upstream import Endpoint, Exchange
 
-SPEC = ModelSpec(ModelId("tiny.gguf"), "/models/tiny.gguf", name="Tiny", family="llama", quant="Q4_1", aliases=("small",))
+SPEC = ModelSpec(
+    ModelId("tiny.gguf"),
+    "/models/tiny.gguf",
+    name="Tiny",
+    family="llama",
+    quant="Q4_1",
+    aliases=("small",),
+    options=LaunchOptions(ctx=4096),
+)
 BROKEN = ModelSpec(ModelId("torn.gguf"), "/models/torn.gguf", name="torn", unavailable="the file is cut short")
 JSON = {"content-type": "application/json"}
 
@@ -33,10 +42,14 @@ Script = Callable[["Upstream", asyncio.StreamReader, asyncio.StreamWriter], Awai
 
 def snapshot(*states: str, **other: object) -> Snapshot:
     """A snapshot with one instance of SPEC in each of `states`."""
-    views = tuple(InstanceView(InstanceId(f"i{n}"), SPEC.id, state, 120, 4, 1, 5.0, 40 + n, 1.0, False) for n, state in enumerate(states))
+    views = tuple(
+        InstanceView(InstanceId(f"i{n}"), SPEC.id, state, 120, 4, 1, 5.0, 40 + n, 1.0, False, {LOCAL: 120}, f"next{n}.gguf" * n)
+        for n, state in enumerate(states)
+    )
     given = {
         "instances": views,
-        "lines": (LineView(SPEC.id, 3, 1.5),),
+        "lines": (LineView(SPEC.id, 3, 1.5, {Priority.NORMAL: 2, Priority.BATCH: 1}, 8.5, 12.25),),
+        "devices": (DeviceView(LOCAL, 1000, 120),),
         "budget_mb": 1000,
         "used_mb": 120,
         "margin_mb": 10,
@@ -49,6 +62,10 @@ def snapshot(*states: str, **other: object) -> Snapshot:
         "shutting_down": False,
         "error": None,
         "last_error": None,
+        "fairness_closings_total": 4,
+        "preemptions_total": 5,
+        "requeued_total": 6,
+        "stuck_total": 8,
     }
     return Snapshot(**(given | other))  # type: ignore[arg-type]
 
@@ -146,6 +163,10 @@ class FakeLease:
     request: Request
     tokens: int = 0
     revoke: Callable[[ModeldError], None] | None = None
+    progress: Exchange | None = None
+
+    def follow(self, progress: Exchange) -> None:
+        self.progress = progress
 
     def on_revoke(self, callback: Callable[[ModeldError], None]) -> None:
         self.revoke = callback
@@ -153,17 +174,26 @@ class FakeLease:
 
 @dataclass
 class FakeDriver:
-    """Grants at once, or refuses with `refusal`, or lets everybody wait while `hold` is set."""
+    """Grants at once, or refuses with `refusal`, or lets everybody wait while `hold` is set.
+
+    Who failed is granted a second time, after `again` is set; the third time it is refused with what it failed with.
+    """
 
     upstream: Upstream
     refusal: ModeldError | None = None
     hold: bool = False
     seen: Snapshot = field(default_factory=snapshot)
+    told: Explanation = field(default_factory=lambda: Explanation({}, ()))
     requests: list[Request] = field(default_factory=list)
     leases: list[FakeLease] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    faults: list[ModeldError] = field(default_factory=list)
+    again: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.again.set()
 
     def request(self, request: Request) -> FakePending:
         self.requests.append(request)
@@ -171,6 +201,9 @@ class FakeDriver:
 
     def snapshot(self) -> Snapshot:
         return self.seen
+
+    def explain(self) -> Explanation:
+        return self.told
 
     def note(self, end: str) -> None:
         self.ends.append(end)
@@ -189,19 +222,42 @@ class FakePending:
         self._driver = driver
         self._request = request
         self._granted: asyncio.Future[FakeLease] = asyncio.get_running_loop().create_future()
+        self._failures = 0
 
     async def __aenter__(self) -> FakeLease:
         if self._driver.refusal is not None:
             raise self._driver.refusal
-        if not self._driver.hold and not self._granted.done():
-            lease = FakeLease(FakeServed(Endpoint(socket=self._driver.upstream.path)), self._request)
-            self._driver.leases.append(lease)
-            self._granted.set_result(lease)
+        if not self._driver.hold:
+            self._grant()
         self._driver.arrived.set()
         return await self._granted
 
+    async def again(self, error: ModeldError) -> FakeLease:
+        self._driver.faults.append(error)
+        self._driver.note("failed")
+        self._failures += 1
+        self._granted = asyncio.get_running_loop().create_future()
+        if self._failures == 2 or isinstance(error, Unloaded):
+            self._granted.set_exception(copy(error))
+        else:
+            asyncio.get_running_loop().call_soon(self._grant_when_it_may)
+        return await self._granted
+
+    def _grant_when_it_may(self) -> None:
+        if self._driver.again.is_set():
+            self._grant()
+        elif not self._granted.done():
+            asyncio.get_running_loop().call_later(0.001, self._grant_when_it_may)
+
+    def _grant(self) -> None:
+        if not self._granted.done():
+            lease = FakeLease(FakeServed(Endpoint(socket=self._driver.upstream.path)), self._request)
+            self._driver.leases.append(lease)
+            self._granted.set_result(lease)
+
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._driver.note("failed" if isinstance(error, InstanceFault) else "released")
+        if self._granted.exception() is None:
+            self._driver.note("failed" if isinstance(error, InstanceFault) else "released")
 
     def withdraw(self, error: ModeldError | None = None) -> None:
         if not self._granted.done():

@@ -8,7 +8,7 @@ are due are always the first of them.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -38,7 +38,7 @@ class Instance:
     need_mb       MiB per device, as booked
     quiet_since   the last movement seen on it, or the grant that ended its idleness
     closed_for    the due model for which it takes nothing new, or ""
-    turn_ticket   the last request of its turn, 0 = it has none (any more); the turn ends at `turn_until` at the latest
+    turn_until    the end of its turn at the latest, -inf = it has none (any more)
     watched       an alarm is set for the time at which it would count as stuck
     """
 
@@ -58,7 +58,6 @@ class Instance:
     closed_for: ModelId | str = ""
     suspect_until: float = -math.inf
     quiet_since: float = -math.inf
-    turn_ticket: int = 0
     turn_until: float = -math.inf
     watched: bool = False
     story: list[str] = field(default_factory=list)
@@ -140,8 +139,8 @@ class Book:
         self.ledger = Ledger()
         self.pace = Pace()
         self.breaker = Breaker()
-        self.demands: list[tuple[int, ModelId]] = []
-        """(ticket of its oldest request, model), in order."""
+        self.demands: list[tuple[int, ModelId, float]] = []
+        """(ticket of its oldest request, model, arrival of that request), in order."""
         self.checking: dict[ModelId, str] = {}
         """Launch checks on their way, with the fingerprint asked about."""
         self.checked: dict[ModelId, str] = {}
@@ -195,29 +194,25 @@ class Book:
 
     def sync_demand(self, model: ModelId) -> bool:
         """List the model as a demand, under its oldest request, or take it off the list. True when the list changed."""
-        line = None if model in self.by_model else self.lines.of(model)
-        ticket = None if line is None else line.oldest().ticket
+        oldest = None if model in self.by_model else self.oldest(model)
         before = self._listed.get(model)
-        if ticket == before:
+        if before == (None if oldest is None else oldest.ticket):
             return False
         if before is not None:
             del self.demands[bisect_left(self.demands, (before, model))]
             del self._listed[model]
-        if ticket is not None:
-            insort(self.demands, (ticket, model))
-            self._listed[model] = ticket
+        if oldest is not None:
+            insort(self.demands, (oldest.ticket, model, oldest.arrived))
+            self._listed[model] = oldest.ticket
         return True
 
     def is_demand(self, model: ModelId) -> bool:
         return model in self._listed
 
-    def due_demands(self, now: float) -> Iterator[tuple[ModelId, Waiting]]:
-        """Those whose oldest request has waited fairness_wait, oldest first."""
-        for _, model in self.demands:
-            oldest = self.oldest(model)
-            if oldest is None or self.due_at(oldest) > now:
-                return
-            yield model, oldest
+    def due_count(self, now: float) -> int:
+        """So many of the demands are due, the first ones: their oldest request has waited fairness_wait."""
+        wait = self.limits.fairness_wait_seconds
+        return bisect_right(self.demands, now, key=lambda demand: demand[2] + wait)
 
     def oldest(self, model: ModelId) -> Waiting | None:
         line = self.lines.of(model)
@@ -379,11 +374,13 @@ class Book:
         return protected_until(rest, now, self.limits.min_residency_seconds)
 
     def in_turn(self, instance: Instance, now: float) -> bool:
-        """Requests that made it due still wait there, and its time is not over."""
-        if instance.turn_ticket == 0 or instance.turn_until <= now:
-            return False
+        """Requests that made it due still wait there, and its time is not over: no other due model may close it."""
+        return instance.turn_until > now and self.turn_waits(instance)
+
+    def turn_waits(self, instance: Instance) -> bool:
+        """Requests that were due when it became ready still stand in line."""
         oldest = self.oldest(instance.model)
-        return oldest is not None and oldest.ticket <= instance.turn_ticket
+        return oldest is not None and self.due_at(oldest) <= instance.ready_at
 
     def is_wanted(self, instance: Instance) -> bool:
         """Somebody waits for the load."""
@@ -414,5 +411,5 @@ class Book:
         listed = {
             model: line.oldest().ticket for model in self.lines.models() if model not in self.by_model and (line := self.lines.of(model))
         }
-        if listed != self._listed or sorted((ticket, model) for model, ticket in listed.items()) != self.demands:
+        if listed != self._listed or sorted((ticket, model) for model, ticket in listed.items()) != [one[:2] for one in self.demands]:
             raise InvariantError(f"demands are {self.demands}, lines without an instance are {listed}")

@@ -36,7 +36,7 @@ class Bookings:
     def enqueue(self, request: Request, rank: int, now: float) -> None:
         book = self.book
         waiting = book.lines.append(request, rank, now, book.limits.wait_max_seconds)
-        self._arm(waiting)
+        self.arm(waiting, now)
         instance = book.by_model.get(request.model)
         if instance is None:
             line = book.lines.of(request.model)
@@ -48,11 +48,9 @@ class Bookings:
     def restore(self, lease: LeaseBook, now: float) -> None:
         """Back in line, in the old place."""
         book, waiting = self.book, lease.waiting
-        waiting.requeued = True
-        waiting.deadline = now + lease.left_seconds
-        book.lines.restore(waiting)
+        book.lines.restore(waiting, now, lease.left_seconds)
         book.requeued_total += 1
-        self._arm(waiting)
+        self.arm(waiting, now)
         self.line_changed(waiting.request.model)
         if (instance := book.by_model.get(waiting.request.model)) is not None:
             self.touched[instance.id] = None
@@ -77,17 +75,21 @@ class Bookings:
         instance = book.by_model.get(model)
         if instance is None:
             return changed
-        if (not instance.leases and not book.lines.length(model)) or instance.turn_ticket:
-            self.replan = True  # nobody wants it (any more, or its load), or a turn may be over
+        if not instance.leases and not book.lines.length(model):
+            self.replan = True  # nobody wants it, or its load, any more
+        if instance.turn_until > -math.inf and not book.turn_waits(instance):
+            instance.turn_until = -math.inf
+            self.replan = True
         return changed
 
     def start_clock(self, model: ModelId, now: float) -> None:
         """The load of the model has ended, whichever way: who waits for it ages again."""
         for waiting in self.book.lines.start_clock(model, now):
-            self._arm(waiting)
+            self.arm(waiting, now)
 
-    def _arm(self, waiting: Waiting) -> None:
-        self.book.alarm(min(waiting.deadline, waiting.hard), Alarm.WAITING, waiting.request.id)
+    def arm(self, waiting: Waiting, now: float) -> None:
+        """Be called when its time may be up."""
+        self.book.alarm(self.book.lines.next_look(waiting, now), Alarm.WAITING, waiting.request.id)
 
     # --- leases -------------------------------------------------------------------------------------------------------
 
@@ -107,7 +109,7 @@ class Bookings:
             granted = True
             request = waiting.request.id
             deadline = now + timeout if timeout > 0 else math.inf
-            book.leases[request] = LeaseBook(waiting, instance.id, now, deadline, max(0.0, waiting.deadline - now))
+            book.leases[request] = LeaseBook(waiting, instance.id, now, deadline, book.lines.left_seconds(waiting, now))
             book.alarm(deadline, Alarm.LEASE, request)
             if not instance.leases:
                 instance.quiet_since = now
@@ -219,6 +221,7 @@ class Bookings:
 
     def drain(self, instance: Instance, why: str, now: float) -> None:
         """By operator, reload or ttl: with a deadline. Loading instances are stopped at once, nobody runs on them."""
+        self.replan = True
         if instance.state is State.LOADING:
             self.stop(instance, why, now)
         elif instance.state in (State.READY, State.DRAINING):
@@ -228,7 +231,6 @@ class Bookings:
                 instance.drain_deadline = now + self.book.limits.drain_timeout_seconds
                 self.book.alarm(instance.drain_deadline, Alarm.DRAIN, instance.id)
             self.touched[instance.id] = None
-            self.replan = True
 
     def stop(self, instance: Instance, why: str, now: float) -> None:
         if instance.state is State.LOADING:
@@ -237,7 +239,6 @@ class Bookings:
         instance.stopping_since = now
         self.book.evictions_total += why.startswith(EVICTED)
         self.book.ledger.release(instance.id)
-        self.replan = True
         self.out.append(StopInstance(instance.id, why))
 
     def finish_drain(self, instance: Instance, now: float) -> None:
@@ -275,11 +276,8 @@ class Bookings:
         line = book.lines.of(model)
         if line is not None:
             line.by_age = False
-            for waiting in line.waiting.values():
-                if book.due_at(waiting) > now:
-                    break
-                instance.turn_ticket = waiting.ticket
-            instance.turn_until = now + book.limits.turn_seconds
+            if book.due_at(line.oldest()) <= now:
+                instance.turn_until = now + book.limits.turn_seconds
         self.replan = True
 
     def load_failed(self, instance: Instance, error: ModeldError, now: float) -> None:
@@ -305,8 +303,8 @@ class Bookings:
             self.died(instance, error, now)
         if was is not State.STOPPING:
             instance.stopping_since = now
+            self.replan = True
         book.ledger.release(instance.id)
-        self.replan = True
 
     def died(self, instance: Instance, error: ModeldError, now: float) -> None:
         """A ready instance is lost: what ran there is told, and the record counts it. An open circuit turns the line away."""

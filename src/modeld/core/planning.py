@@ -7,7 +7,6 @@ Due demands first (oldest first), then the others by class and age, then what th
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterator
 
 from modeld.core import placement
@@ -37,8 +36,9 @@ class Planner:
         for model in unchecked:
             if model not in book.by_model and (book.is_demand(model) or model in book.wishes):
                 do.check(model)
-        candidates = self._candidates(now)
-        plan = placement.plan(self._demands(now), in_order(candidates), Room(book.free_mb(), book.coming_mb()), book.least_mb())
+        due = book.due_count(now)
+        room = Room(book.free_mb(), book.coming_mb())
+        plan = placement.plan(self._demands(due, now), in_order(self._candidates(now)), room, book.least_mb())
         book.waits = plan.waits
         for instance in book.instances.values():
             if instance.is_closed and instance.id not in plan.evict:
@@ -53,21 +53,17 @@ class Planner:
             do.start(model, place, now)
         self._set_alarm(now)
 
-    def has_due(self, now: float) -> bool:
-        """Somebody is due and waits for room."""
-        return next(self._book.due_demands(now), None) is not None
-
     # --- demands ------------------------------------------------------------------------------------------------------
 
-    def _demands(self, now: float) -> Iterator[Demand]:
+    def _demands(self, due: int, now: float) -> Iterator[Demand]:
+        """The first `due` demands, then the others."""
         book = self._book
-        due = self._due_count(now)
-        for _, model in book.demands[:due]:
+        for _, model, _ in book.demands[:due]:
             if (demand := self._demand(model, now, due=True)) is not None:
                 yield demand
         rest = book.demands[due:]
         rest.sort(key=lambda one: (line.best_rank() if (line := book.lines.of(one[1])) is not None else 0, one[0]))
-        for _, model in rest:
+        for _, model, _ in rest:
             if (demand := self._demand(model, now, due=False)) is not None:
                 yield demand
         for model, may_evict in book.wishes.items():
@@ -84,16 +80,6 @@ class Planner:
             return None
         return Demand(model, book.places(model), due, book.checked.get(model) == book.models[model].fingerprint)
 
-    def _due_count(self, now: float) -> int:
-        """So many of the demands are due: the first ones, for tickets count arrivals."""
-        book = self._book
-
-        def due_at(one: tuple[int, ModelId]) -> float:
-            oldest = book.oldest(one[1])
-            return math.inf if oldest is None else book.due_at(oldest)
-
-        return bisect_right(book.demands, now, key=due_at)
-
     # --- residents ----------------------------------------------------------------------------------------------------
 
     def _candidates(self, now: float) -> list[Candidate]:
@@ -103,28 +89,20 @@ class Planner:
         found: list[Candidate] = []
         for instance in book.instances.values():
             state = instance.state
-            if not (state is State.READY or state is State.LOADING or instance.is_closed):
+            closed = state is State.DRAINING
+            if (closed and instance.drain_why != EVICTED) or state is State.STOPPING or state is State.FAILED:
                 continue
             if instance.external or book.is_pinned(instance):
                 continue
-            wanted = book.is_wanted(instance)
             busy = bool(instance.leases)
             if state is State.LOADING:
-                idle, later = not wanted, wanted
+                later = book.is_wanted(instance)
+                idle = not later
             else:
-                later = instance.turn_ticket > 0 and book.in_turn(instance, now)
-                idle = state is State.READY and not busy and not wanted and book.protected_until(instance, now) <= now
-            found.append(
-                Candidate(
-                    id=instance.id,
-                    frees_mb=instance.need_mb,
-                    keep=self._worth(instance, now) if by_cost else instance.last_used,
-                    idle=idle,
-                    busy=busy,
-                    closed=state is State.DRAINING,
-                    later=later,
-                )
-            )
+                later = instance.turn_until > now and book.turn_waits(instance)
+                idle = not (closed or busy or book.is_wanted(instance)) and book.protected_until(instance, now) <= now
+            keep = self._worth(instance, now) if by_cost else instance.last_used
+            found.append(Candidate(instance.id, instance.need_mb, keep, idle, busy, closed, later))
         return found
 
     def _worth(self, instance: Instance, now: float) -> float:
@@ -139,13 +117,11 @@ class Planner:
         if not book.demands and not book.wishes:
             self._again_at = math.inf  # it means nothing now and may be dropped: the next demand sets its own
             return
-        at = math.inf
-        due = self._due_count(now)
-        if due < len(book.demands) and (oldest := book.oldest(book.demands[due][1])) is not None:
-            at = book.due_at(oldest)
+        due = book.due_count(now)
+        at = book.demands[due][2] + book.limits.fairness_wait_seconds if due < len(book.demands) else math.inf
         for instance in book.instances.values():
             if instance.state is State.READY:
-                if due and instance.turn_ticket and instance.turn_until > now:
+                if due and instance.turn_until > now:
                     at = min(at, instance.turn_until)
                 if not instance.leases and (protected := book.protected_until(instance, now)) > now:
                     at = min(at, protected)

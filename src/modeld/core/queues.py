@@ -32,7 +32,8 @@ class Waiting:
 
     ticket     counts arrivals over all lines: who was first, also within one instant
     rank       of its class, 0 = most urgent
-    deadline   end of max_wait as if the clock never stopped from now on
+    deadline   end of max_wait if the clock of its model never stopped after `stood_seconds`
+    stood_seconds   how long that clock had stood still in all when the deadline was set
     hard       end of the client's own limit, +inf = none
     requeued   it was granted once and came back
     """
@@ -42,6 +43,7 @@ class Waiting:
     rank: int
     arrived: float
     deadline: float
+    stood_seconds: float
     hard: float
     requeued: bool = False
 
@@ -174,6 +176,10 @@ class Lines:
         self._model_of: dict[RequestId, ModelId] = {}
         self._stopped: dict[ModelId, float] = {}
         """Models whose load runs, with the time since when."""
+        self._stood: dict[ModelId, float] = {}
+        """How long each model's clock has stood still, up to the end of its last load."""
+        self._rung: dict[ModelId, dict[RequestId, None]] = {}
+        """Whose deadline would have come while the clock stood still."""
         self._tickets = 0
         self.waiting_bytes = 0
 
@@ -181,14 +187,17 @@ class Lines:
         if request.id in self._model_of:
             raise InvariantError(f"request {request.id} waits already")
         self._tickets += 1
-        waiting = Waiting(request, self._tickets, rank, now, now + wait_max_seconds, now + request.timeout_seconds)
+        stood = self._stood_seconds(request.model, now)
+        waiting = Waiting(request, self._tickets, rank, now, now + wait_max_seconds, stood, now + request.timeout_seconds)
         self._enter(waiting).append(waiting)
         return waiting
 
-    def restore(self, waiting: Waiting) -> None:
-        """A request that was granted stands in its old place again. Its deadline is the caller's to renew."""
+    def restore(self, waiting: Waiting, now: float, left_seconds: float) -> None:
+        """A request that was granted stands in its old place again, with what was left of its max_wait."""
         if waiting.request.id in self._model_of:
             raise InvariantError(f"request {waiting.request.id} waits already")
+        waiting.requeued = True
+        waiting.deadline, waiting.stood_seconds = now + left_seconds, self._stood_seconds(waiting.request.model, now)
         self._enter(waiting).restore(waiting)
 
     def remove(self, request: RequestId) -> Waiting | None:
@@ -239,18 +248,36 @@ class Lines:
         self._stopped.setdefault(model, now)
 
     def start_clock(self, model: ModelId, now: float) -> list[Waiting]:
-        """The load has ended. Those whose deadline moved."""
+        """The load has ended. Those whose deadline would have come meanwhile."""
         since = self._stopped.pop(model, None)
-        line = self._lines.get(model)
-        if since is None or line is None:
-            return []
-        for waiting in line.waiting.values():
-            waiting.deadline += now - max(since, waiting.arrived)
-        return list(line.waiting.values())
+        if since is not None:
+            self._stood[model] = self._stood.get(model, 0.0) + now - since
+        rung = self._rung.pop(model, {})
+        return [waiting for request in rung if (waiting := self.get(request)) is not None]
+
+    def left_seconds(self, waiting: Waiting, now: float) -> float:
+        """Of its max_wait."""
+        return max(0.0, self._deadline(waiting, now) - now)
 
     def is_late(self, waiting: Waiting, now: float) -> bool:
         """Its time is up."""
-        return waiting.hard <= now or (waiting.deadline <= now and waiting.request.model not in self._stopped)
+        return waiting.hard <= now or (waiting.request.model not in self._stopped and self._deadline(waiting, now) <= now)
+
+    def next_look(self, waiting: Waiting, now: float) -> float:
+        """When its time may be up at the earliest, +inf = only its own model's load stands before that."""
+        if waiting.request.model not in self._stopped:
+            return min(waiting.hard, self._deadline(waiting, now))
+        if waiting.deadline <= now:  # the clock stands still: looked at again when it goes on
+            self._rung.setdefault(waiting.request.model, {})[waiting.request.id] = None
+            return waiting.hard
+        return min(waiting.hard, waiting.deadline)
+
+    def _deadline(self, waiting: Waiting, now: float) -> float:
+        return waiting.deadline + self._stood_seconds(waiting.request.model, now) - waiting.stood_seconds
+
+    def _stood_seconds(self, model: ModelId, now: float) -> float:
+        since = self._stopped.get(model)
+        return self._stood.get(model, 0.0) + (0.0 if since is None else now - since)
 
     # --- all ----------------------------------------------------------------------------------------------------------
 

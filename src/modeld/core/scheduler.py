@@ -14,7 +14,7 @@ When a model is due, and what follows from it: docs/scheduling.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import assert_never
 
 from modeld.core import admission
@@ -102,8 +102,9 @@ class Scheduler:
             case InstanceExited(instance_id, code, reason):
                 do.exited(book.get(instance_id), _ending(code, reason), now)
             case MemoryFreed(instance_id):
-                do.freed(book.get(instance_id), now)
-                self._refuse_misfits()  # settings or pins may have changed since its line was let in
+                freed = book.get(instance_id)
+                do.freed(freed, now)
+                self._refuse_misfits([freed.model])  # settings or pins may have changed since its line was let in
             case ModelTableReplaced(models):
                 self._replace_models(models, now)
             case SettingsReplaced(limits):
@@ -220,15 +221,15 @@ class Scheduler:
             do.suspect(instance, now)
         if not before_first_byte:  # 1
             return
-        spec = book.models.get(lease.request.model)
-        gone = admission.gone(lease.request.model, spec)
-        if gone is None and not lease.waiting.requeued and lease.keeps_place and not book.shutting_down:  # 2
-            if book.breaker.is_open(lease.request.model) and book.breaker.blocked_until(lease.request.model) > now:
-                do.refuse(request, lease.revoked or error or _fault(lease.request.model))
-            else:
-                do.restore(lease, now)
-        else:  # 3
-            do.refuse(request, lease.revoked or error or gone or _fault(lease.request.model))
+        model = lease.request.model
+        gone = admission.gone(model, book.models.get(model))
+        circuit_open = book.breaker.is_open(model) and book.breaker.blocked_until(model) > now
+        if not lease.keeps_place or book.shutting_down:  # 3
+            do.refuse(request, lease.revoked or error or _fault(model))
+        elif gone is not None or lease.waiting.requeued or circuit_open:
+            do.refuse(request, error or lease.revoked or gone or _fault(model))
+        else:  # 2
+            do.restore(lease, now)
 
     def _stuck(self, instance: Instance, now: float) -> None:
         """Nothing moves: it looks alive and is not. What has not begun is asked again of its successor."""
@@ -302,11 +303,11 @@ class Scheduler:
                 self._do.watch(instance, now)
         self._refuse_misfits()
 
-    def _refuse_misfits(self) -> None:
-        """Lines of models that could never fit any more; wishes too."""
+    def _refuse_misfits(self, models: Iterable[ModelId] | None = None) -> None:
+        """Lines of models that could never fit any more; wishes too. Of all that wait for room, or of `models`."""
         book = self._book
-        for model in [*(model for _, model in book.demands), *(model for model in book.wishes if model not in book.by_model)]:
-            if model in book.models and not book.places(model):
+        for model in [*(model for _, model, _ in book.demands), *book.wishes] if models is None else models:
+            if model in book.models and model not in book.by_model and not book.places(model):
                 available = max((limit or 0 for limit in book.capacity(model).values()), default=0)
                 misfit = admission.never_fits(book.models[model], book.need(model), available)
                 self._do.refuse_line(model, misfit)
@@ -352,10 +353,7 @@ class Scheduler:
                 if instance is None:
                     continue
                 if instance.state is State.READY and instance.free_slots > 0 and book.lines.of(instance.model) is not None:
-                    in_turn = instance.turn_ticket > 0 and book.in_turn(instance, now)
-                    do.grant_slots(instance, now, by_age=in_turn and self._planner.has_due(now))
-                    if in_turn and not book.in_turn(instance, now):
-                        do.replan = True
+                    do.grant_slots(instance, now, by_age=book.in_turn(instance, now) and book.due_count(now) > 0)
                 elif instance.state is State.DRAINING:
                     do.finish_drain(instance, now)
 
@@ -368,8 +366,8 @@ class Scheduler:
             waiting = book.lines.get(RequestId(key))
             if waiting is not None and book.lines.is_late(waiting, now):
                 self._expire(waiting, now)
-            elif waiting is not None and waiting.hard > now:
-                book.alarm(waiting.hard, Alarm.WAITING, key)  # the clock of max_wait stands still; the client's own does not
+            elif waiting is not None:
+                do.arm(waiting, now)
         elif kind == Alarm.LEASE:
             lease = book.leases.get(RequestId(key))
             if lease is not None and lease.deadline <= now:
