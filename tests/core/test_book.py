@@ -82,7 +82,7 @@ def busy() -> Play:
     [
         (lambda book: book.ledger.free(i(1, "a")), "memory is held by"),
         (lambda book: book.by_model.clear(), "two instances of one model"),
-        (lambda book: book.lines.restore(book.leases[r("r1")].waiting), "waits and runs"),
+        (lambda book: book.lines.restore(book.leases[r("r1")].waiting, 1, 5), "waits and runs"),
         (lambda book: book.instances[i(1, "a")].leases.clear(), "is not known to"),
         (lambda book: book.instances[i(1, "a")].leases.update({r("old"): None}), "holds leases that ended"),
         (lambda book: book.demands.clear(), "demands are"),

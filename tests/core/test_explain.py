@@ -71,9 +71,9 @@ def test_who_waits_for_a_check_a_load_and_memory_that_comes_back():
     play.at(0, arrive("r1", "a"))
     play.at(1, arrive("r2", "b"))
     assert says(play, "a") == "a waits 1.0 s for its model to load: 1.0 s of about 5.0 s"
-    assert says(play, "b") == "b waits 0.0 s for a: 0 requests running, due in 10.0 s"
+    assert says(play, "b") == "b waits 0.0 s for a: 0 requests running, 1 load in progress, due in 10.0 s"
     play.at(11, Wakeup())
-    assert says(play, "b") == "b waits 10.0 s for others to load and have their turn, due"
+    assert says(play, "b") == "b waits 10.0 s for a: 0 requests running, 1 load in progress, due"
     play.at(12, UnloadRequested(A))
     assert says(play, "b") == "b waits 11.0 s for memory that comes back from a, due"
     assert says(play, "a") == "a waits 12.0 s for its old instance, which is stopping, due"

@@ -17,7 +17,8 @@ from modeld.core.model import EvictionPolicy, ModelId, Priority
 
 def asked(play: Play) -> list[str]:
     """The demands in the order in which they are decided, the due ones marked."""
-    return [f"{one.model}{'!' if one.due else ''}" for one in play.scheduler._planner._demands(play.now)]
+    due = play.scheduler._book.due_count(play.now)
+    return [f"{one.model}{'!' if one.due else ''}" for one in play.scheduler._planner._demands(due, play.now)]
 
 
 def full(models: str = "abcd", **limits: object) -> Play:
