@@ -45,6 +45,7 @@ class Planner:
                 do.reopen(instance)
         for victim, for_model in plan.evict.items():
             instance = book.instances[victim]
+            book.gave_way[instance.model] = for_model
             if instance.leases:
                 do.close(instance, for_model, now)
             else:
@@ -58,7 +59,7 @@ class Planner:
     def _demands(self, due: int, now: float) -> Iterator[Demand]:
         """The first `due` demands, then the others."""
         book = self._book
-        for _, model, _ in book.demands[:due]:
+        for model in self._due_order([model for _, model, _ in book.demands[:due]]):
             if (demand := self._demand(model, now, due=True)) is not None:
                 yield demand
         rest = book.demands[due:]
@@ -72,6 +73,25 @@ class Planner:
                 if demand is not None:
                     demand.may_evict = may_evict
                     yield demand
+
+    def _due_order(self, models: list[ModelId]) -> list[ModelId]:
+        """Oldest first; but who gave way to another stands behind it, or its own older line would take the memory back at once."""
+        gave_way = self._book.gave_way
+        if not gave_way:
+            return models
+        ordered: dict[ModelId, None] = {}
+        behind: dict[ModelId, list[ModelId]] = {}
+        due = set(models)
+        for model in models:
+            first = gave_way.get(model)
+            if first in due and first not in ordered:
+                behind.setdefault(first, []).append(model)
+                continue
+            following = [model]
+            while following:
+                ordered[one := following.pop(0)] = None
+                following[:0] = behind.pop(one, ())
+        return list(ordered)
 
     def _demand(self, model: ModelId, now: float, *, due: bool) -> Demand | None:
         """None while a start is held back after a failure."""
