@@ -211,6 +211,10 @@ class Book:
     def is_demand(self, model: ModelId) -> bool:
         return model in self._listed
 
+    def ticket(self, model: ModelId) -> int:
+        """Of the oldest request of a demand, 0 = it is none."""
+        return self._listed.get(model, 0)
+
     def due_count(self, now: float) -> int:
         """So many of the demands are due, the first ones: their oldest request has waited fairness_wait."""
         wait = self.limits.fairness_wait_seconds

@@ -59,7 +59,7 @@ class Planner:
     def _demands(self, due: int, now: float) -> Iterator[Demand]:
         """The first `due` demands, then the others."""
         book = self._book
-        for model in self._due_order([model for _, model, _ in book.demands[:due]]):
+        for model in self._due(due):
             if (demand := self._demand(model, now, due=True)) is not None:
                 yield demand
         rest = book.demands[due:]
@@ -74,24 +74,24 @@ class Planner:
                     demand.may_evict = may_evict
                     yield demand
 
-    def _due_order(self, models: list[ModelId]) -> list[ModelId]:
+    def _due(self, due: int) -> Iterator[ModelId]:
         """Oldest first; but who gave way to another stands behind it, or its own older line would take the memory back at once."""
-        gave_way = self._book.gave_way
-        if not gave_way:
-            return models
-        ordered: dict[ModelId, None] = {}
+        book = self._book
+        last = book.demands[due - 1][0] if due else 0
         behind: dict[ModelId, list[ModelId]] = {}
-        due = set(models)
-        for model in models:
-            first = gave_way.get(model)
-            if first in due and first not in ordered:
+        held: set[ModelId] = set()
+        for ticket, model, _ in book.demands[:due]:
+            first = book.gave_way.get(model)
+            if first is not None and (first in held or ticket < book.ticket(first) <= last):
                 behind.setdefault(first, []).append(model)
+                held.add(model)
                 continue
-            following = [model]
+            yield model
+            following = behind.pop(model, None) if behind else None
             while following:
-                ordered[one := following.pop(0)] = None
+                held.discard(one := following.pop(0))
                 following[:0] = behind.pop(one, ())
-        return list(ordered)
+                yield one
 
     def _demand(self, model: ModelId, now: float, *, due: bool) -> Demand | None:
         """None while a start is held back after a failure."""
