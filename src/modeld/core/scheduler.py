@@ -14,7 +14,7 @@ When a model is due, and what follows from it: docs/scheduling.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import assert_never
 
 from modeld.core import admission
@@ -102,7 +102,9 @@ class Scheduler:
             case InstanceExited(instance_id, code, reason):
                 do.exited(book.get(instance_id), _ending(code, reason), now)
             case MemoryFreed(instance_id):
-                do.freed(book.get(instance_id), now)
+                freed = book.get(instance_id)
+                do.freed(freed, now)
+                self._refuse_misfits([freed.model])  # settings or pins may have changed since its line was let in
             case ModelTableReplaced(models):
                 self._replace_models(models, now)
             case SettingsReplaced(limits):
@@ -219,15 +221,15 @@ class Scheduler:
             do.suspect(instance, now)
         if not before_first_byte:  # 1
             return
-        spec = book.models.get(lease.request.model)
-        gone = admission.gone(lease.request.model, spec)
-        if gone is None and not lease.waiting.requeued and lease.keeps_place and not book.shutting_down:  # 2
-            if book.breaker.is_open(lease.request.model) and book.by_model.get(lease.request.model) is None:
-                do.refuse(request, lease.revoked or error or _fault(lease.request.model))
-            else:
-                do.restore(lease, now)
-        else:  # 3
-            do.refuse(request, lease.revoked or error or gone or _fault(lease.request.model))
+        model = lease.request.model
+        gone = admission.gone(model, book.models.get(model))
+        circuit_open = book.breaker.is_open(model) and book.breaker.blocked_until(model) > now
+        if not lease.keeps_place or book.shutting_down:  # 3
+            do.refuse(request, lease.revoked or error or _fault(model))
+        elif gone is not None or lease.waiting.requeued or circuit_open:
+            do.refuse(request, error or lease.revoked or gone or _fault(model))
+        else:  # 2
+            do.restore(lease, now)
 
     def _stuck(self, instance: Instance, now: float) -> None:
         """Nothing moves: it looks alive and is not. What has not begun is asked again of its successor."""
@@ -273,8 +275,11 @@ class Scheduler:
                     book.wishes.setdefault(instance.model, False)
                     do.unchecked[instance.model] = None
                 do.drain(instance, "replaced", now)
-        for model in [model for model in book.wishes if (spec := models.get(model)) is None or spec.unavailable is not None]:
-            del book.wishes[model]
+        for model in list(book.wishes):
+            if admission.gone(model, models.get(model)) is None:
+                do.unchecked[model] = None
+            else:
+                del book.wishes[model]
         for model in book.lines.models():
             if (refusal := admission.gone(model, models.get(model))) is not None:
                 do.refuse_line(model, refusal)
@@ -298,11 +303,11 @@ class Scheduler:
                 self._do.watch(instance, now)
         self._refuse_misfits()
 
-    def _refuse_misfits(self) -> None:
-        """Lines of models that could never fit any more; wishes too."""
+    def _refuse_misfits(self, models: Iterable[ModelId] | None = None) -> None:
+        """Lines of models that could never fit any more; wishes too. Of all that wait for room, or of `models`."""
         book = self._book
-        for model in [*(model for _, model, _ in book.demands), *(model for model in book.wishes if model not in book.by_model)]:
-            if model in book.models and not book.places(model):
+        for model in [*(model for _, model, _ in book.demands), *book.wishes] if models is None else models:
+            if model in book.models and model not in book.by_model and not book.places(model):
                 available = max((limit or 0 for limit in book.capacity(model).values()), default=0)
                 misfit = admission.never_fits(book.models[model], book.need(model), available)
                 self._do.refuse_line(model, misfit)
