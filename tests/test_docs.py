@@ -104,6 +104,8 @@ def test_every_field_is_explained() -> None:
         schemas.Status,
         schemas.InstanceStatus,
         schemas.QueueStatus,
+        schemas.WaitStatus,
+        schemas.DeviceStatus,
         schemas.ExitStatus,
         schemas.EngineStatus,
     )
@@ -174,7 +176,7 @@ def test_the_names_that_a_child_inherits_are_those_of_the_code() -> None:
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_settings_that_are_named_exist(path: Path) -> None:
     """A key in backquotes that looks like a setting is one."""
-    prefixes = r"(?:vram|max|llama|cors|allow|drain|shutdown|stop)"
+    prefixes = r"(?:vram|max|llama|cors|allow|drain|shutdown|stop|fairness|turn|preempt|inter|first|trace)"
     named = set(re.findall(rf"`({prefixes}_[a-z_]+)[`:]", path.read_text(encoding="utf-8")))
-    known = {*TABLE, "vram_mb", "max_tokens", "max_new_tokens"}
+    known = {*TABLE, "vram_mb", "max_tokens", "max_new_tokens", "max_completion_tokens", "fairness_closings_total"}
     assert sorted(name for name in named if name not in known) == []

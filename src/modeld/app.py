@@ -215,7 +215,6 @@ class Daemon:
     async def _watch(self) -> None:
         """The file system cannot tell us of changes on every mount: look again and again."""
         await self._rescan()
-        self._tell_models()
         for spec in self._table.models.values():
             if spec.preload:
                 self._driver.post(LoadRequested(spec.id, may_evict=False))
@@ -227,16 +226,21 @@ class Daemon:
             await self._rescan()
 
     def _tell_models(self) -> None:
+        """After the first look at the folder, before the first request is let in. Raises ConfigError for pins that do not fit together."""
         settings, table = self._settings, self._table
         where = settings.llama_url if isinstance(self._adapter, ExternalAdapter) else settings.models_dir
         if table.models:
             log.info("%d model%s in %s", len(table.models), "s" if len(table.models) > 1 else "", where)
         elif not isinstance(self._adapter, ExternalAdapter):
             log.warning("no model in %s: put a .gguf file there, or run `modeld pull starter`", where)
-        pins = [spec for spec in table.models.values() if spec.pinned and spec.unavailable is None]
-        pinned_mb, room_mb = sum(need(spec).total_mb for spec in pins), settings.vram_budget_mb - settings.vram_margin_mb
+        pins = {spec.id: need(spec).total_mb for spec in table.models.values() if spec.pinned and spec.unavailable is None}
+        pinned_mb, room_mb = sum(pins.values()), settings.vram_budget_mb - settings.vram_margin_mb
         if settings.vram_budget_mb and pinned_mb > room_mb:
-            log.warning("the pinned models need %d MB together, the budget has room for %d MB: not all can be kept", pinned_mb, room_mb)
+            each = ", ".join(f"{model} {size_mb} MiB" for model, size_mb in pins.items())
+            raise ConfigError(
+                f"the pinned models need {pinned_mb} MiB together ({each}), more than vram_budget_mb - vram_margin_mb = {room_mb}; "
+                "unpin one or raise the budget"
+            )
         if settings.default_model is not None and table.models:
             try:
                 table.resolve(settings.default_model)
@@ -265,6 +269,7 @@ class Daemon:
                 self._table = table
                 self._driver.post(ModelTableReplaced(table.models))
             if not self._first_look.done():
+                self._tell_models()
                 self._first_look.set_result(None)
 
     async def _read_table(self) -> ModelTable:

@@ -19,12 +19,20 @@ from modeld.api.metrics import Metrics
 from modeld.api.protocol import ProtocolLimits, make_protocol
 from modeld.api.server import App, EdgeOptions, build_app
 from modeld.catalog.models import ModelTable
-from modeld.core.model import InstanceId, ModelId, ModelSpec, Request
-from modeld.core.snapshot import InstanceView, LineView, Snapshot
+from modeld.core.model import LOCAL, InstanceId, LaunchOptions, ModelId, ModelSpec, Priority, Request
+from modeld.core.snapshot import DeviceView, Explanation, InstanceView, LineView, Snapshot
 from modeld.errors import InstanceFault, ModeldError
 from modeld.runtime.upstream import Endpoint, Exchange
 
-SPEC = ModelSpec(ModelId("tiny.gguf"), "/models/tiny.gguf", name="Tiny", family="llama", quant="Q4_1", aliases=("small",))
+SPEC = ModelSpec(
+    ModelId("tiny.gguf"),
+    "/models/tiny.gguf",
+    name="Tiny",
+    family="llama",
+    quant="Q4_1",
+    aliases=("small",),
+    options=LaunchOptions(ctx=4096),
+)
 BROKEN = ModelSpec(ModelId("torn.gguf"), "/models/torn.gguf", name="torn", unavailable="the file is cut short")
 JSON = {"content-type": "application/json"}
 
@@ -33,10 +41,14 @@ Script = Callable[["Upstream", asyncio.StreamReader, asyncio.StreamWriter], Awai
 
 def snapshot(*states: str, **other: object) -> Snapshot:
     """A snapshot with one instance of SPEC in each of `states`."""
-    views = tuple(InstanceView(InstanceId(f"i{n}"), SPEC.id, state, 120, 4, 1, 5.0, 40 + n, 1.0, False) for n, state in enumerate(states))
+    views = tuple(
+        InstanceView(InstanceId(f"i{n}"), SPEC.id, state, 120, 4, 1, 5.0, 40 + n, 1.0, False, {LOCAL: 120}, f"next{n}.gguf" * n)
+        for n, state in enumerate(states)
+    )
     given = {
         "instances": views,
-        "lines": (LineView(SPEC.id, 3, 1.5),),
+        "lines": (LineView(SPEC.id, 3, 1.5, {Priority.NORMAL: 2, Priority.BATCH: 1}, 8.5, 12.25),),
+        "devices": (DeviceView(LOCAL, 1000, 120),),
         "budget_mb": 1000,
         "used_mb": 120,
         "margin_mb": 10,
@@ -49,6 +61,10 @@ def snapshot(*states: str, **other: object) -> Snapshot:
         "shutting_down": False,
         "error": None,
         "last_error": None,
+        "fairness_closings_total": 4,
+        "preemptions_total": 5,
+        "requeued_total": 6,
+        "stuck_total": 8,
     }
     return Snapshot(**(given | other))  # type: ignore[arg-type]
 
@@ -159,6 +175,7 @@ class FakeDriver:
     refusal: ModeldError | None = None
     hold: bool = False
     seen: Snapshot = field(default_factory=snapshot)
+    told: Explanation = field(default_factory=lambda: Explanation({}, ()))
     requests: list[Request] = field(default_factory=list)
     leases: list[FakeLease] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
@@ -171,6 +188,9 @@ class FakeDriver:
 
     def snapshot(self) -> Snapshot:
         return self.seen
+
+    def explain(self) -> Explanation:
+        return self.told
 
     def note(self, end: str) -> None:
         self.ends.append(end)

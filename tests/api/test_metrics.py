@@ -38,6 +38,14 @@ def test_states_come_from_the_snapshot_at_the_time_of_asking() -> None:
         "modeld_load_failures_total 1.0",
         "modeld_evictions_total 2.0",
         "modeld_crashes_total 3.0",
+        "modeld_fairness_closings_total 4.0",
+        "modeld_preemptions_total 5.0",
+        "modeld_requeued_total 6.0",
+        "modeld_stuck_total 8.0",
+        f'modeld_queue_oldest_wait_seconds{{model="{SPEC.id}"}} 1.5',
+        'modeld_queue_length_by_class{class="interactive"} 0.0',
+        'modeld_queue_length_by_class{class="normal"} 2.0',
+        'modeld_queue_length_by_class{class="batch"} 1.0',
         "modeld_memory_used_mb 120.0",
         "modeld_memory_budget_mb 1000.0",
         "modeld_memory_margin_mb 10.0",
@@ -51,6 +59,7 @@ def test_durations_tokens_and_backpressure() -> None:
     metrics.observe_wait(0.02)
     metrics.observe_load(3.0)
     metrics.backpressure("queue_full")
+    metrics.backpressure("deadline_unreachable")
     metrics.tokens(5, 0)
     metrics.tokens(0, 7)
     page = metrics.render().decode().splitlines()
@@ -59,6 +68,7 @@ def test_durations_tokens_and_backpressure() -> None:
         'modeld_load_seconds_bucket{le="5.0"} 1.0',
         'modeld_http_backpressure_total{reason="queue_full"} 1.0',
         'modeld_http_backpressure_total{reason="wait_timeout"} 0.0',
+        'modeld_http_backpressure_total{reason="deadline_unreachable"} 1.0',
         'modeld_tokens_total{kind="prompt"} 5.0',
         'modeld_tokens_total{kind="completion"} 7.0',
     ):

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
-from api.edge import SSE_END, SSE_HEAD, Edge, answers, chunk, http, snapshot, sse, staged
+from api.edge import SPEC, SSE_END, SSE_HEAD, Edge, answers, chunk, http, snapshot, sse, staged
+from modeld.core.model import ANONYMOUS, Priority, RequestId
+from modeld.core.snapshot import Explanation, LineView, WaitView
 from modeld.errors import Died
 
 TOKEN = b'data: {"index":0,"content":" the","tokens":[260],"stop":false,"id_slot":-1,"tokens_predicted":1,"tokens_evaluated":4}\n\n'
@@ -134,7 +137,7 @@ async def test_without_stream_a_late_failure_still_has_its_status(edge: Edge) ->
 async def test_models(edge: Edge) -> None:
     assert (await edge.client.get("/models")).json() == {
         "models": [
-            {"id": "tiny.gguf", "name": "Tiny", "path": "/models/tiny.gguf", "quant": "Q4_1", "family": "llama"},
+            {"id": "tiny.gguf", "name": "Tiny", "path": "/models/tiny.gguf", "quant": "Q4_1", "family": "llama", "aliases": ["small"]},
             {
                 "id": "torn.gguf",
                 "name": "torn",
@@ -179,6 +182,8 @@ async def test_status_has_every_field(edge: Edge) -> None:
         "inflight": 1,
         "max_queue_depth": 32,
         "pid": 40,
+        "closed_for": "",
+        "devices_mb": {"local/all": 120},
     }
     assert status.pop("uptime_seconds") >= 0
     assert status.pop("server_time_unix") > 1_700_000_000
@@ -194,10 +199,75 @@ async def test_status_has_every_field(edge: Edge) -> None:
         "draining_count": 0,
         "error": "no engine",
         "last_error": "gone",
-        "queues": [{"model_id": "tiny.gguf", "length": 3, "oldest_wait_seconds": 1.5}],
+        "queues": [
+            {
+                "model_id": "tiny.gguf",
+                "length": 3,
+                "oldest_wait_seconds": 1.5,
+                "by_class": {"normal": 2, "batch": 1},
+                "due_in_seconds": 8.5,
+                "estimate_seconds": 12.25,
+            }
+        ],
         "exits": [],
+        "devices": [{"id": "local/all", "budget_mb": 1000, "used_mb": 120}],
+        "fairness_closings_total": 4,
+        "preemptions_total": 5,
+        "requeued_total": 6,
+        "stuck_total": 8,
     }
 
 
 async def test_errors_are_left_out_of_the_status_where_there_are_none(edge: Edge) -> None:
     assert not {"error", "last_error"} & (await edge.client.get("/status")).json().keys()
+
+
+async def test_who_has_its_instance_is_not_due(edge: Edge) -> None:
+    line = LineView(SPEC.id, 1, 0.25, {Priority.INTERACTIVE: 1}, None, 0.0)
+    edge.driver.seen = snapshot("ready", "draining", lines=(line, replace(line, length=0)))
+    status = (await edge.client.get("/status")).json()
+    assert [one["closed_for"] for one in status["instances"]] == ["", "next1.gguf"]
+    [queue] = status["queues"]
+    assert (queue["due_in_seconds"], queue["estimate_seconds"], queue["by_class"]) == (None, 0.0, {"interactive": 1})
+
+
+async def test_the_status_says_why_when_asked(edge: Edge) -> None:
+    waits = WaitView(RequestId("mine-7"), SPEC.id, ANONYMOUS, Priority.BATCH, 2, 1.23456, 4.0, "waits for a slot")
+    edge.driver.told = Explanation({SPEC.id: "runs; all 4 slots are taken"}, (waits,))
+    status = (await edge.client.get("/status?explain=1")).json()
+    assert status["why"] == {"tiny.gguf": "runs; all 4 slots are taken"}
+    assert status["waiting"] == [
+        {
+            "request_id": "mine-7",
+            "model_id": "tiny.gguf",
+            "principal": "anonymous",
+            "priority": "batch",
+            "position": 2,
+            "waited_seconds": 1.235,
+            "estimate_seconds": 4.0,
+            "why": "waits for a slot",
+        }
+    ]
+    plain = (await edge.client.get("/status")).json()
+    assert status.keys() - plain.keys() == {"why", "waiting"}
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "explained"),
+    [
+        ("", 200, False),
+        ("?", 200, False),
+        ("?x=1", 200, False),
+        ("?explain=0", 200, False),
+        ("?x=%31&explain=%31", 200, True),
+        ("?explain=2", 400, False),
+        ("?explain=", 400, False),
+        ("?explain", 400, False),
+        ("?explain=yes", 400, False),
+    ],
+)
+async def test_what_may_be_asked_of_the_status(edge: Edge, query: str, status: int, explained: bool) -> None:
+    answer = await edge.client.get(f"/status{query}")
+    assert answer.status_code == status
+    assert ("why" in answer.json()) == explained
+    assert status == 200 or "explain=1" in answer.json()["error"]

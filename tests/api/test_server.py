@@ -182,6 +182,11 @@ async def test_the_document_lists_every_route(edge: Edge) -> None:
     body = document["paths"]["/infer"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body == {"$ref": "#/components/schemas/InferBody"}
     assert document["components"]["schemas"]["InferBody"]["required"] == ["prompt"]
+    told = {(route.path, one.name) for route in edge.app.routes for one in route.parameters}
+    assert {
+        (path, one["name"]) for path, item in document["paths"].items() for x in item.values() for one in x.get("parameters", ())
+    } == told
+    assert told >= {("/infer", "X-Modeld-Priority"), ("/v1/completions", "X-Modeld-Timeout"), ("/status", "explain")}
     for name in references(document):
         assert name.removeprefix("#/components/schemas/") in document["components"]["schemas"]
     ids = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]

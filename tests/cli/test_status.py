@@ -55,3 +55,38 @@ def test_endings_show_reason_code_and_log() -> None:
     assert "\x1b" not in text
     assert "b.gguf" in text
     assert endings({}) == "no model server has ended yet"
+
+
+def test_who_waits_and_for_how_long() -> None:
+    queues = [
+        {
+            "model_id": "a.gguf",
+            "length": 3,
+            "oldest_wait_seconds": 4.14,
+            "by_class": {"interactive": 1, "batch": 2},
+            "due_in_seconds": 5.86,
+            "estimate_seconds": 12,
+        },
+        {
+            "model_id": "b.gguf",
+            "length": 1,
+            "oldest_wait_seconds": 11,
+            "by_class": {"normal": 1},
+            "due_in_seconds": 0,
+            "estimate_seconds": 3.5,
+        },
+        {"model_id": "c.gguf", "length": 9, "oldest_wait_seconds": 0.5, "by_class": {}, "due_in_seconds": None, "estimate_seconds": 0},
+        {"model_id": "d\x1b[2J", "length": 2},
+    ]
+    instance = {"model_id": "c.gguf", "state": "draining", "closed_for": "b.gguf", "est_vram_mb": 9}
+    lines = summary(":1", {"instances": [instance], "queues": queues}).splitlines()
+    assert lines[3].startswith("c.gguf  draining for b.gguf ")
+    assert lines[4:] == [
+        "",
+        "WAITING FOR  REQUESTS  CLASSES                 OLDEST  ROOM          ESTIMATE",
+        "a.gguf              3  1 interactive, 2 batch  4.1 s   due in 5.9 s  12.0 s",
+        "b.gguf              1  1 normal                11.0 s  due           3.5 s",
+        "c.gguf              9  -                       0.5 s   -             0.0 s",
+        "d\ufffd[2J               2  -                       -       -             -",
+    ]
+    assert "WAITING FOR" not in summary(":1", {"instances": [], "queues": []})

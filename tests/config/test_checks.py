@@ -62,6 +62,10 @@ def go(tmp_path: Path, content: dict[str, Any], **flags: str) -> str | None:
         ({"cors_enabled": True}, "allows nobody"),
         ({"cors_enabled": True, "cors_allowed_origins": ["*"]}, None),
         ({"allow_remote": True, "addr": ":1"}, None),
+        ({"trace_file": "/usr"}, 'key "trace_file": "/usr" is a folder; name a file in it'),
+        ({"trace_file": "/usr/nowhere.jsonl"}, None),
+        ({"fairness_wait": "1m", "max_wait": "1s"}, None),
+        ({"turn_max": 0, "min_residency": 0, "preempt_after": "1s", "fairness_wait": 9}, None),
     ],
 )
 def test_settings_for_all(tmp_path: Path, content: dict[str, Any], message: str | None) -> None:

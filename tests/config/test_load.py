@@ -12,6 +12,7 @@ import pytest
 
 from modeld.config import Loaded, Settings, load
 from modeld.config.settings import TABLE
+from modeld.core.model import EvictionPolicy, Limits, Priority
 from modeld.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,6 +88,13 @@ def test_every_key_can_come_from_every_source(loaded: Load) -> None:
         "vram_margin_mb": "9",
         "max_queue_depth": "9",
         "max_wait": "9s",
+        "fairness_wait": "9s",
+        "turn_max": "9s",
+        "min_residency": "9s",
+        "preempt_after": "9s",
+        "eviction": "cost",
+        "first_token_timeout": "9s",
+        "inter_token_timeout": "9s",
         "infer_timeout": "9m",
         "drain_timeout": "9s",
         "stop_grace": "1s",
@@ -111,6 +119,7 @@ def test_every_key_can_come_from_every_source(loaded: Load) -> None:
         "llama_extra_args": "--jinja",
         "log_level": "debug",
         "log_format": "json",
+        "trace_file": "/t/trace.jsonl",
         "cors_enabled": "true",
         "cors_allowed_origins": "https://a",
         "cors_allowed_methods": "GET",
@@ -225,7 +234,31 @@ def test_again_reads_the_file_anew(loaded: Load, tmp_path: Path) -> None:
         ({}, {}, "vram_budget_mb: [1]\n", 'file {file}: key "vram_budget_mb": [1] is a list where one value belongs'),
         ({}, {}, "addr:\n", 'file {file}: key "addr": null is not a line of text'),
         ({}, {"MODELD_MAX_WAIT": "soon"}, None, 'environment MODELD_MAX_WAIT: key "max_wait": "soon" is not a duration'),
-        ({"max_wait": "-1s"}, {}, None, 'flag --max-wait: key "max_wait": "-1s" is not a duration'),
+        ({"max_wait": "-1s"}, {}, None, 'flag --max-wait: key "max_wait": "-1s" is negative; it must be above 0'),
+        ({}, {}, "fairness_wait: -5\n", 'file {file}: key "fairness_wait": -5 is negative; it must be above 0'),
+        ({}, {}, "fairness_wait: 0\n", 'file {file}: key "fairness_wait": 0 is too short; this duration must be above 0'),
+        (
+            {},
+            {"MODELD_MIN_RESIDENCY": "-1m"},
+            None,
+            'environment MODELD_MIN_RESIDENCY: key "min_residency": "-1m" is negative; 0s is the least',
+        ),
+        ({"turn_max": "-1"}, {}, None, 'flag --turn-max: key "turn_max": "-1" is negative; 0s is the least (or "auto")'),
+        (
+            {},
+            {},
+            "preempt_after: 0\n",
+            'file {file}: key "preempt_after": 0 is too short; this duration must be above 0 (or "off")',
+        ),
+        ({"eviction": "lfu"}, {}, None, 'flag --eviction: key "eviction": "lfu" is not one of lru, cost; did you mean "lru"?'),
+        (
+            {},
+            {},
+            "models: {a: {priority: interactiv}}\n",
+            'key "models.a.priority": "interactiv" is not one of interactive, normal, batch; did you mean "interactive"?',
+        ),
+        ({}, {}, "models: {a: {fairness_wait: 5}}\n", 'key "models.a.fairness_wait" = 5 cannot be set for one model'),
+        ({}, {}, "models: {a: {priorty: batch}}\n", 'key "models.a.priorty" = "batch" is not known; did you mean "priority"?'),
         (
             {},
             {},
@@ -291,7 +324,7 @@ def test_files_that_cannot_be_read(refused: Callable[..., str], tmp_path: Path) 
 def test_a_model_is_found_with_and_without_its_ending(loaded: Load, tmp_path: Path) -> None:
     text = (
         "llama_ctx: 4096\nllama_threads: 2\nmodels:\n  a.gguf: {llama_ctx: 1024, ttl: 5m, aliases: [x]}\n"
-        "  b: {pinned: true, vram_mb: 7}\n  c:\n  d: {llama_ctx: auto}\n"
+        "  b: {pinned: true, vram_mb: 7, priority: batch}\n  c:\n  d: {llama_ctx: auto}\n"
     )
     result = loaded({}, {}, text)
     settings = result.settings
@@ -300,6 +333,8 @@ def test_a_model_is_found_with_and_without_its_ending(loaded: Load, tmp_path: Pa
         assert (over.options.ctx, over.options.threads, over.ttl_seconds, over.aliases) == (1024, 2, 300, ("x",))
     assert settings.override_for("b.gguf").pinned
     assert settings.override_for("b.gguf").vram_mb == 7
+    assert settings.override_for("b.gguf").priority is Priority.BATCH
+    assert settings.override_for("a.gguf").priority is Priority.NORMAL
     assert settings.override_for("c.gguf") == settings.override_for("other.gguf")
     assert settings.override_for("d.gguf").options.ctx is None
     assert settings.override_for("other.gguf").options.ctx == 4096
@@ -310,6 +345,27 @@ def test_limits_are_what_the_scheduler_takes(loaded: Load) -> None:
     limits = loaded({"vram_budget_mb": "100", "vram_margin_mb": "9", "max_wait": "4s"}).settings.limits()
     assert list(limits.budget_mb.values()) == [100]
     assert (limits.margin_mb, limits.wait_max_seconds, limits.queue_depth_max, limits.waiting_bytes_max) == (9, 4, 32, 256 << 20)
+
+
+def test_limits_of_fairness(loaded: Load) -> None:
+    flags = {
+        "fairness_wait": "7s",
+        "turn_max": "3s",
+        "min_residency": "2s",
+        "preempt_after": "4s",
+        "eviction": "cost",
+        "first_token_timeout": "90s",
+        "inter_token_timeout": "0",
+    }
+    limits = loaded(flags).settings.limits()
+    assert (limits.fairness_wait_seconds, limits.turn_seconds, limits.min_residency_seconds, limits.preempt_after_seconds) == (7, 3, 2, 4)
+    assert (limits.eviction, limits.first_token_seconds, limits.inter_token_seconds) == (EvictionPolicy.COST, 90, 0)
+    assert loaded({"turn_max": "auto", "fairness_wait": "7s"}).settings.limits().turn_seconds == 7
+    assert loaded({}, {}, "preempt_after: off\n").settings.limits().preempt_after_seconds is None
+
+
+def test_what_is_not_set_is_what_the_scheduler_has_by_itself(loaded: Load) -> None:
+    assert loaded().settings.limits() == Limits()
 
 
 # --- the examples that come with modeld -------------------------------------------------------------------------------

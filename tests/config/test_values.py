@@ -88,6 +88,14 @@ def test_a_duration_may_have_to_be_above_zero() -> None:
     assert "365d" in refused(kind, "366d")
 
 
+def test_a_negative_duration_is_told_the_nearest_that_is_valid() -> None:
+    for raw in (-1, -0.5, "-1s", " -1m30s", "-2"):
+        assert refused(DURATION, raw) == "is negative; 0s is the least"
+        assert refused(v.duration(zero=False), raw) == "is negative; it must be above 0"
+        assert refused(v.duration(zero=False, minimum=0.1), raw) == "is negative; 100ms is the least"
+    assert "is not a duration" in refused(DURATION, "-soon")
+
+
 @pytest.mark.parametrize(
     ("raw", "count"),
     [
@@ -154,6 +162,10 @@ def test_none_has_a_word() -> None:
     assert kind.parse(3, FILE) == 3
     assert kind.show(None) == "auto"
     assert 'or "auto"' in refused(kind, -3)
+    off = v.or_none(v.duration(zero=False), "off")
+    assert (off.parse("off", TEXT), off.parse(False, FILE), off.parse("2s", TEXT), off.show(None)) == (None, None, 2, "off")
+    refused(off, True)
+    refused(kind, False)
     assert v.or_none(v.choice(FlashAttention), "auto").choices == ("auto", "on", "off")
 
 

@@ -36,13 +36,17 @@ def arrive(request: str, model: str, body_bytes: int = 0) -> RequestArrived:
 
 
 class Play:
-    """Launch checks pass by themselves unless `checks=False`. Commands are told in short: "start 1/a", "grant r1 1/a"."""
+    """Launch checks pass by themselves unless `checks=False`; nothing is kept when idle and nothing counts as stuck unless asked.
+
+    Commands are told in short: "start 1/a", "grant r1 1/a".
+    """
 
     def __init__(
         self, models: Mapping[str, int] | list[ModelSpec], *, budget: int = 0, checks: bool = True, slots: int = 1, **limits: object
     ) -> None:
         specs = models if isinstance(models, list) else [spec(name, mb, slots=slots) for name, mb in models.items()]
-        self.limits = replace(Limits(budget_mb={LOCAL: budget}), **limits)  # type: ignore[arg-type]
+        defaults = Limits(budget_mb={LOCAL: budget}, min_residency_seconds=0.0, first_token_seconds=0.0)
+        self.limits = replace(defaults, **limits)  # type: ignore[arg-type]
         self.models = {one.id: one for one in specs}
         self.scheduler = Scheduler(self.limits, self.models)
         self.now = 0.0

@@ -83,16 +83,16 @@ def test_a_check_of_a_file_that_was_replaced_meanwhile_counts_for_nothing():
     play = Play({"a": 100}, checks=False)
     play.at(0, arrive("r1", "a")).gives("check a")
     newer = {A: replace(play.models[A], fingerprint="v2")}
-    play.at(1, ModelTableReplaced(newer)).gives()
-    play.at(2, LaunchChecked(A, "v1")).gives("check a")
+    play.at(1, ModelTableReplaced(newer)).gives("check a")
+    play.at(2, LaunchChecked(A, "v1")).gives()
     play.at(3, LaunchChecked(A, "v2")).gives("start 1/a")
 
 
 def test_a_rejection_about_a_file_that_was_replaced_meanwhile_fails_nobody():
     play = Play({"a": 100}, checks=False)
     play.at(0, arrive("r1", "a")).gives("check a")
-    play.at(1, ModelTableReplaced({A: replace(play.models[A], fingerprint="v2")})).gives()
-    play.at(2, LaunchRejected(A, "v1", ModelUnavailable("the file is gone"))).gives("check a")
+    play.at(1, ModelTableReplaced({A: replace(play.models[A], fingerprint="v2")})).gives("check a")
+    play.at(2, LaunchRejected(A, "v1", ModelUnavailable("the file is gone"))).gives()
     play.at(3, LaunchChecked(A, "v2")).gives("start 1/a")
 
 
@@ -165,24 +165,29 @@ def test_a_victim_that_turns_out_unnecessary_is_spared():
     play.at(2, arrive("r1", "c")).gives("stop 2/big evicted for c")
 
 
-def test_a_busy_rival_is_drained_never_cut_and_takes_no_newcomers():
+def test_a_waiting_model_closes_its_rival_after_fairness_wait():
     play = loaded(Play({"a": 100, "b": 100}, budget=150, slots=2), "a")
     play.at(1, arrive("r1", "a")).gives("grant r1 1/a")
     play.at(2, arrive("r2", "b")).gives()
-    assert play.instance("a").state == "draining"
-    play.at(3, arrive("r3", "a")).gives()
-    play.at(20, LeaseReleased(r("r1"))).gives("stop 1/a evicted for b")
+    play.at(9, arrive("r3", "a")).gives("grant r3 1/a")  # b is not due yet
+    assert play.scheduler.next_wakeup() == 12
+    play.at(12, Wakeup()).gives()
+    assert (play.instance("a").state, play.instance("a").closed_for) == ("draining", "b")
+    play.at(13, LeaseReleased(r("r1")), arrive("r4", "a")).gives()
+    play.at(20, LeaseReleased(r("r3"))).gives("stop 1/a evicted for b")
     play.at(21, InstanceExited(i(1, "a"), code=-15), MemoryFreed(i(1, "a"))).gives("start 2/b")
     play.at(22, InstanceReady(i(2, "b"))).gives("grant r2 2/b")
-    play.at(23, LeaseReleased(r("r2"))).gives("stop 2/b evicted for a")
+    play.at(22.5, LeaseReleased(r("r2"))).gives("stop 2/b evicted for a")
+    assert play.snapshot.fairness_closings_total == 1
 
 
-def test_a_drain_that_nobody_needs_any_more_ends():
+def test_a_closing_that_nobody_needs_any_more_ends():
     play = loaded(Play({"a": 100, "b": 100}, budget=150, slots=2), "a")
     play.at(1, arrive("r1", "a")).gives("grant r1 1/a")
-    play.at(2, arrive("r2", "b"), arrive("r3", "a")).gives()
-    play.at(3, RequestWithdrawn(r("r2"))).gives("grant r3 1/a")
-    assert play.instance("a").state == "ready"
+    play.at(2, arrive("r2", "b")).gives()
+    play.at(12, Wakeup(), arrive("r3", "a")).gives()
+    play.at(13, RequestWithdrawn(r("r2"))).gives("grant r3 1/a")
+    assert (play.instance("a").state, play.instance("a").closed_for) == ("ready", "")
 
 
 def test_older_requests_in_the_rivals_line_go_first():
@@ -249,8 +254,10 @@ def test_a_load_in_progress_that_is_awaited_is_never_a_victim():
     play = Play({"a": 100, "b": 100}, budget=150)
     play.at(0, arrive("r1", "a")).gives("start 1/a")
     play.at(1, arrive("r2", "b")).gives()
-    play.at(2, InstanceReady(i(1, "a"))).gives("grant r1 1/a")
-    play.at(3, LeaseReleased(r("r1"))).gives("stop 1/a evicted for b")
+    play.at(20, Wakeup()).gives()  # b is due, and a load is not stopped for it
+    play.at(21, InstanceReady(i(1, "a"))).gives("grant r1 1/a")
+    assert play.instance("a").state == "draining"
+    play.at(22, LeaseReleased(r("r1"))).gives("stop 1/a evicted for b")
 
 
 def test_a_load_nobody_waits_for_gives_way():
@@ -286,11 +293,12 @@ def test_a_smaller_model_starts_beside_one_that_waits_for_room():
     play.at(5, InstanceExited(i(1, "a")), MemoryFreed(i(1, "a"))).gives("start 3/big")
 
 
-def test_room_kept_for_an_older_request_is_not_given_to_a_younger_one():
+def test_room_kept_for_a_due_request_is_not_given_to_a_younger_one():
     play = loaded(Play({"a": 100, "big": 140, "s": 20}, budget=150), "a")
     play.at(1, arrive("r1", "a")).gives("grant r1 1/a")
     play.at(2, arrive("r2", "big")).gives()
-    play.at(3, arrive("r3", "s")).gives()
+    play.at(12, arrive("r3", "s")).gives()
+    play.at(13, RequestWithdrawn(r("r2"))).gives("start 2/s")
 
 
 def test_an_external_model_costs_nothing_and_is_never_evicted():
@@ -298,7 +306,8 @@ def test_an_external_model_costs_nothing_and_is_never_evicted():
     play.at(0, arrive("r1", "far")).gives("start 1/far")
     play.at(0, InstanceReady(i(1, "far"))).gives("grant r1 1/far")
     play.at(1, LeaseReleased(r("r1")), arrive("r2", "a")).gives("start 2/a")
-    play.at(2, InstanceReady(i(2, "a")), LeaseReleased(r("r2")), arrive("r3", "b")).gives("grant r2 2/a", "stop 2/a evicted for b")
+    play.at(2, InstanceReady(i(2, "a")), LeaseReleased(r("r2"))).gives("grant r2 2/a")
+    play.at(2, arrive("r3", "b")).gives("stop 2/a evicted for b")
     assert play.instance("far").state == "ready"
 
 
@@ -308,16 +317,21 @@ def test_with_an_unlimited_budget_nobody_is_evicted():
 
 
 def test_a_big_model_is_served_although_small_ones_load_one_after_another():
-    """Small models whose loads overlap would hold the memory for ever, were nothing kept for the older request."""
+    """Small models whose loads overlap would hold the memory for ever, were nothing kept for the one that is due."""
     play = Play({"big": 280, "s1": 90, "s2": 90, "s3": 90, "s4": 90}, budget=300)
     play.at(0, arrive("r1", "s1"), arrive("r2", "s2")).gives("start 1/s1", "start 2/s2")
-    play.at(1, arrive("rb", "big"), arrive("r3", "s3")).gives()  # s3 would fit, and is younger
-    play.at(2, InstanceReady(i(1, "s1"))).gives("start 3/s3", "grant r1 1/s1")  # older requests stand in big's way just then
-    play.at(3, LeaseReleased(r("r1")), InstanceReady(i(2, "s2"))).gives("grant r2 2/s2")
-    play.at(4, LeaseReleased(r("r2")), arrive("r4", "s4")).gives()
-    play.at(5, InstanceReady(i(3, "s3"))).gives("stop 1/s1 evicted for big", "stop 2/s2 evicted for big", "stop 3/s3 evicted for big")
-    gone = [event for one in ("1/s1", "2/s2", "3/s3") for event in (InstanceExited(InstanceId(one)), MemoryFreed(InstanceId(one)))]
-    play.at(6, *gone).gives("start 4/big")
+    play.at(1, arrive("rb", "big"), arrive("r3", "s3")).gives("start 3/s3")  # big is not due
+    play.at(2, InstanceReady(i(1, "s1"))).gives("grant r1 1/s1")
+    play.at(11, Wakeup()).gives()
+    assert play.instance("s1").closed_for == "big"  # already now, although the others still load
+    play.at(12, InstanceReady(i(2, "s2")), arrive("r4", "s4")).gives("grant r2 2/s2")
+    play.at(13, LeaseReleased(r("r1"))).gives("stop 1/s1 evicted for big")
+    play.at(14, LeaseReleased(r("r2"))).gives("stop 2/s2 evicted for big")
+    gone = [event for one in ("1/s1", "2/s2") for event in (InstanceExited(InstanceId(one)), MemoryFreed(InstanceId(one)))]
+    play.at(15, *gone).gives()  # s4 would fit, and is younger
+    play.at(16, InstanceReady(i(3, "s3"))).gives("grant r3 3/s3")
+    play.at(17, LeaseReleased(r("r3"))).gives("stop 3/s3 evicted for big")
+    play.at(18, InstanceExited(i(3, "s3")), MemoryFreed(i(3, "s3"))).gives("start 4/big")
 
 
 def test_pins_that_do_not_fit_do_not_refuse_everybody_else():
@@ -369,7 +383,7 @@ def test_the_clock_stops_while_the_own_model_loads_and_goes_on_after():
     play = loaded(Play({"a": 100, "b": 100}, budget=150, wait_max_seconds=10), "a")
     play.at(1, arrive("r1", "b"), arrive("r2", "b")).gives("stop 1/a evicted for b")
     play.at(5, InstanceExited(i(1, "a")), MemoryFreed(i(1, "a"))).gives("start 2/b")
-    assert play.scheduler.next_wakeup() is None
+    play.at(499, Wakeup()).gives()
     play.at(500, InstanceReady(i(2, "b"))).gives("grant r1 2/b")
     assert play.scheduler.next_wakeup() == 506
     play.at(506, Wakeup()).gives("refuse r2 wait_timeout")
@@ -411,7 +425,7 @@ def test_the_backoff_grows_with_each_failure_and_ends_with_a_success():
     play = Play({"a": 100})
     waits = []
     now = 0.0
-    for attempt in range(1, 5):
+    for attempt in range(1, 4):
         play.at(now, arrive(f"r{attempt}", "a"))
         play.at(now, InstanceFailed(i(attempt, "a"), LoadFailed("no")), InstanceExited(i(attempt, "a")), MemoryFreed(i(attempt, "a")))
         play.at(now, arrive(f"x{attempt}", "a")).gives(f"refuse x{attempt} backing_off")
@@ -422,11 +436,11 @@ def test_the_backoff_grows_with_each_failure_and_ends_with_a_success():
         now += error.retry_after_seconds
     assert waits == sorted(waits)
     assert waits[-1] > waits[0]
-    play.at(now, arrive("ok", "a")).gives("start 5/a")
-    play.at(now, InstanceReady(i(5, "a"))).gives("grant ok 5/a")
+    play.at(now, arrive("ok", "a")).gives("start 4/a")
+    play.at(now, InstanceReady(i(4, "a"))).gives("grant ok 4/a")
     assert play.snapshot.error is None
-    play.at(now, UnloadRequested(A), LeaseReleased(r("ok")), InstanceExited(i(5, "a")), MemoryFreed(i(5, "a")), arrive("new", "a"))
-    play.at(now, InstanceFailed(i(6, "a"), LoadFailed("no")), arrive("x", "a"))
+    play.at(now, UnloadRequested(A), LeaseReleased(r("ok")), InstanceExited(i(4, "a")), MemoryFreed(i(4, "a")), arrive("new", "a"))
+    play.at(now, InstanceFailed(i(5, "a"), LoadFailed("no")), arrive("x", "a"))
     error = play.refused("x")
     assert isinstance(error, ModeldError)
     assert error.retry_after_seconds == waits[0]  # counted from the beginning again

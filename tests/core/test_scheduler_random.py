@@ -90,7 +90,7 @@ class World:
                 assert request not in self.ended
                 self.running.add(request)
                 failed = self.dice.random() < 0.1
-                self.soon(LeaseFailed(request, before_first_byte=True) if failed else LeaseReleased(request), 20)
+                self.soon(LeaseFailed(request, before_first_byte=False) if failed else LeaseReleased(request), 20)
             case Refuse(request, _):
                 assert request not in self.running
                 self.end(request)

@@ -31,14 +31,15 @@ def test_a_second_model_takes_the_place_of_the_first(tmp_path: Path, models: Pat
 
 
 def test_a_running_answer_is_never_cut_for_another_model(tmp_path: Path, models: Path):
-    with running(tmp_path, models, "--vram-budget-mb", ONE_MODEL) as one, one.stream("a.gguf", tokens=150) as stream:
+    flags = ("--vram-budget-mb", ONE_MODEL, "--fairness-wait", "200ms", "--max-wait", "5m")
+    with running(tmp_path, models, *flags) as one, one.stream("a.gguf", tokens=300) as stream:
         assert "token" in stream.line()
         with ThreadPoolExecutor(1) as pool:
             other = pool.submit(one.infer, "b.gguf")
             eventually(lambda: one.status()["draining_count"] == 1, "a is draining")
             *_, last = stream.rest()
             assert last["finish_reason"] == "length"
-            assert last["usage"]["completion_tokens"] == 150
+            assert last["usage"]["completion_tokens"] == 300
             assert other.result().status == 200
 
 

@@ -23,7 +23,18 @@ from modeld.core.messages import (
 )
 from modeld.core.model import LOCAL, InstanceId, Limits, ModelId, ModelSpec, Request, RequestId
 from modeld.core.scheduler import Scheduler
-from modeld.errors import ClientGone, DeadlineExceeded, Died, Draining, InvariantError, ModeldError, QueueFull, WaitTimeout
+from modeld.core.snapshot import Explanation
+from modeld.errors import (
+    ClientGone,
+    DeadlineExceeded,
+    DeadlineUnreachable,
+    Died,
+    Draining,
+    InvariantError,
+    ModeldError,
+    QueueFull,
+    WaitTimeout,
+)
 from modeld.runtime.driver import Driver, Lease
 
 
@@ -296,3 +307,18 @@ async def test_empty_is_when_the_last_memory_is_free(stage: Stage):
     stage.driver.post(ShutdownRequested())
     await stage.driver.empty()
     assert stage.driver.snapshot().instances == ()
+
+
+async def test_what_is_refused_because_of_load_is_counted(stage: Stage):
+    for error in (QueueFull("x"), WaitTimeout("x"), DeadlineUnreachable("x"), Draining("x")):
+        stage.driver._refuse(RequestId("r"), error, 0.0)
+    assert stage.counts.pressure == ["queue_full", "wait_timeout", "deadline_unreachable"]
+
+
+async def test_the_explanation_is_of_this_moment(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    asked: list[float] = []
+    told = Explanation({ModelId("a"): "runs"}, ())
+    monkeypatch.setattr(Scheduler, "explain", lambda self, now: asked.append(now) or told)
+    before = stage.driver.now()
+    assert stage.driver.explain() is told
+    assert before <= asked[0] <= stage.driver.now()

@@ -47,7 +47,7 @@ class CorsOptions:
     enabled: bool = False
     origins: tuple[str, ...] = ()
     methods: tuple[str, ...] = ("GET", "POST")
-    headers: tuple[str, ...] = ("content-type", "authorization", "x-request-id")
+    headers: tuple[str, ...] = ("content-type", "authorization", "x-request-id", "x-modeld-priority", "x-modeld-timeout")
 
 
 class Cors:

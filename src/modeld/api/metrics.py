@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from modeld.core.lifecycle import State
+from modeld.core.model import Priority
 from modeld.core.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 _HTTP_SECONDS: Final = (0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _WAIT_SECONDS: Final = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _LOAD_SECONDS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
-_REASONS: Final = ("queue_full", "wait_timeout")
+_REASONS: Final = ("queue_full", "wait_timeout", "deadline_unreachable")
 
 
 class Metrics:
@@ -89,7 +90,7 @@ class Metrics:
         self._loads.observe(seconds)
 
     def backpressure(self, reason: str) -> None:
-        """`reason` is "queue_full" or "wait_timeout"."""
+        """`reason` is "queue_full", "wait_timeout" or "deadline_unreachable"."""
         self._backpressure[reason].inc()
 
     def tokens(self, prompt: int, completion: int) -> None:
@@ -137,15 +138,16 @@ class _States(Collector):
             if state is not State.GONE:
                 instances.add_metric((state.value,), by_state[state])
         yield instances
-        lines = GaugeMetricFamily("modeld_queue_length", "Requests that wait, by model.", labels=("model",))
-        for line in seen.lines:
-            lines.add_metric((line.model,), line.length)
-        yield lines
+        yield from _lines(seen)
         for name, total, text in (
             ("modeld_loads", seen.loads_total, "Loads that ended ready."),
             ("modeld_load_failures", seen.load_failures_total, "Instances that did not become ready."),
             ("modeld_evictions", seen.evictions_total, "Instances stopped to make room."),
             ("modeld_crashes", seen.crashes_total, "Instances that ended by themselves."),
+            ("modeld_fairness_closings", seen.fairness_closings_total, "Instances closed to newcomers for a model that is due."),
+            ("modeld_preemptions", seen.preemptions_total, "Requests cut for a model that is due."),
+            ("modeld_requeued", seen.requeued_total, "Requests that kept their place when their instance failed."),
+            ("modeld_stuck", seen.stuck_total, "Instances stopped because no token came."),
         ):
             yield CounterMetricFamily(name, text, value=total)
         for name, value, text in (
@@ -160,3 +162,17 @@ class _States(Collector):
         info = GaugeMetricFamily("modeld_build_info", "Versions; always 1.", labels=("version", "engine", "build"))
         info.add_metric((self._version, engine.adapter if engine else "", engine.build if engine else ""), 1)
         return info
+
+
+def _lines(seen: Snapshot) -> Iterator[Metric]:
+    lengths = GaugeMetricFamily("modeld_queue_length", "Requests that wait, by model.", labels=("model",))
+    oldest = GaugeMetricFamily("modeld_queue_oldest_wait_seconds", "How long the oldest request waits, by model.", labels=("model",))
+    by_class = Tally[Priority]()
+    for line in seen.lines:
+        lengths.add_metric((line.model,), line.length)
+        oldest.add_metric((line.model,), line.oldest_wait_seconds)
+        by_class.update(line.by_class)
+    classes = GaugeMetricFamily("modeld_queue_length_by_class", "Requests that wait, by class.", labels=("class",))
+    for priority in Priority:
+        classes.add_metric((priority.value,), by_class[priority])
+    yield from (lengths, oldest, classes)

@@ -11,14 +11,16 @@ import time
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl
 
 import msgspec
 from msgspec import UNSET
 
 from modeld.api.ndjson import INCOMPLETE, SseToNdjson
 from modeld.api.relay import Answer, Relay, refusal
-from modeld.api.route import NDJSON, Call, Header, Reply, Route, Scope
+from modeld.api.route import NDJSON, Call, Header, Parameter, Reply, Route, Scope
 from modeld.api.schemas import (
+    DeviceStatus,
     EngineStatus,
     ExitStatus,
     InferBody,
@@ -28,12 +30,14 @@ from modeld.api.schemas import (
     QueueStatus,
     Status,
     Token,
+    WaitStatus,
     decode,
     encode,
 )
+from modeld.api.terms import PARAMETERS, terms_of
 from modeld.core.lifecycle import State
 from modeld.core.model import ModelId
-from modeld.core.snapshot import Snapshot
+from modeld.core.snapshot import Explanation, LineView, Snapshot
 from modeld.errors import BadRequest, BadUpstreamReply, ModeldError
 
 if TYPE_CHECKING:
@@ -60,6 +64,7 @@ class Native:
         *,
         table: Callable[[], Awaitable[ModelTable]],
         snapshot: Callable[[], Snapshot],
+        explain: Callable[[], Explanation],
         exits: Exits,
         engine: Callable[[], EngineInfo | None],
         exposure: str,
@@ -68,6 +73,7 @@ class Native:
         self._relay = relay
         self._table = table
         self._snapshot = snapshot
+        self._explain = explain
         self._exits = exits
         self._engine = engine
         self._exposure = exposure
@@ -77,7 +83,15 @@ class Native:
     def routes(self) -> list[Route]:
         return [
             Route("GET", "/models", Scope.INFER, "The models on disk.", self.models, answer=Models),
-            Route("GET", "/status", Scope.READ, "What runs, what waits, and the memory.", self.status, answer=Status),
+            Route(
+                "GET",
+                "/status",
+                Scope.READ,
+                "What runs, what waits, and the memory; with `explain=1` also why.",
+                self.status,
+                answer=Status,
+                parameters=(Parameter("explain", "query", "1: say why things are as they are.", {"type": "integer", "enum": [0, 1]}),),
+            ),
             Route(
                 "POST",
                 "/infer",
@@ -87,19 +101,32 @@ class Native:
                 body=InferBody,
                 answer=Token,
                 media=NDJSON,
+                parameters=PARAMETERS,
                 small_body=True,
             ),
         ]
 
     async def models(self, call: Call) -> Reply:
         found = [
-            Model(spec.id, spec.name, spec.path, spec.quant, spec.family, UNSET if spec.unavailable is None else spec.unavailable)
+            Model(
+                spec.id,
+                spec.name,
+                spec.path,
+                spec.quant,
+                spec.family,
+                unavailable=UNSET if spec.unavailable is None else spec.unavailable,
+                aliases=list(spec.aliases) or UNSET,
+            )
             for spec in (await self._table()).models.values()
         ]
         return Reply(200, encode(Models(found)))
 
     async def status(self, call: Call) -> Reply:
-        return Reply(200, encode(self._status(self._snapshot(), self._clock(), time.time())))
+        explained = _asks_why(call.query)
+        seen = self._status(self._snapshot(), self._clock(), time.time())
+        if explained:
+            _add_reasons(seen, self._explain())
+        return Reply(200, encode(seen))
 
     async def infer(self, call: Call) -> Reply | None:
         body = decode(_infer_bodies, call.body)
@@ -109,10 +136,11 @@ class Native:
             raise BadRequest("the body is not valid JSON: it is not valid UTF-8") from None
         if not body.prompt.strip():
             raise BadRequest("prompt: it holds only white space")
-        model = await self._relay.resolve(call, body.model)
-        call.body = encode(_completion(body, model))
+        spec = await self._relay.resolve(call, body.model)
+        call.body = encode(_completion(body, spec.id))
+        call.terms = terms_of(call, spec, asked=body.max_tokens, streams=True)
         answer = InferStream(call) if body.stream is not False else InferWhole(call)
-        return await self._relay.serve(call, model, "/completion", answer)
+        return await self._relay.serve(call, spec.id, "/completion", answer)
 
     def _status(self, seen: Snapshot, now: float, unix: float) -> Status:
         waiting = {line.model: line.length for line in seen.lines}
@@ -129,6 +157,8 @@ class Native:
                     inflight=view.inflight,
                     max_queue_depth=seen.queue_depth_max,
                     pid=view.pid,
+                    closed_for=view.closed_for,
+                    devices_mb={str(device): held for device, held in view.devices_mb.items()},
                 )
                 for view in seen.instances
             ],
@@ -142,9 +172,14 @@ class Native:
             state=overall_state(seen),
             warmups_in_progress=count(State.LOADING),
             draining_count=count(State.DRAINING),
-            queues=[QueueStatus(line.model, line.length, round(line.oldest_wait_seconds, 3)) for line in seen.lines if line.length],
+            queues=[_line(line) for line in seen.lines if line.length],
             exits=[ExitStatus(model, int(at), report.code, report.reason, list(report.log_tail)) for at, model, report in self._exits()],
             exposure=self._exposure,
+            devices=[DeviceStatus(device.id, device.budget_mb, device.used_mb) for device in seen.devices],
+            fairness_closings_total=seen.fairness_closings_total,
+            preemptions_total=seen.preemptions_total,
+            requeued_total=seen.requeued_total,
+            stuck_total=seen.stuck_total,
             engine=UNSET if engine is None else EngineStatus(engine.adapter, engine.build, list(engine.devices), engine.warning),
             error=UNSET if seen.error is None else seen.error,
             last_error=UNSET if seen.last_error is None else seen.last_error,
@@ -159,6 +194,48 @@ def overall_state(seen: Snapshot) -> str:
     if State.READY in states:
         return "ready"
     return "loading" if State.LOADING in states else "idle"
+
+
+def _line(line: LineView) -> QueueStatus:
+    return QueueStatus(
+        line.model,
+        line.length,
+        _seconds(line.oldest_wait_seconds),
+        by_class={priority.value: count for priority, count in line.by_class.items()},
+        due_in_seconds=None if line.due_in_seconds is None else _seconds(line.due_in_seconds),
+        estimate_seconds=_seconds(line.estimate_seconds),
+    )
+
+
+def _seconds(exact: float) -> float:
+    return round(exact, 3)
+
+
+def _asks_why(query: bytes) -> bool:
+    """Whether `explain=1` is in the query. Raises BadRequest for another value than 0 and 1; what else is asked is ignored."""
+    values = [value for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True) if name == "explain"]
+    if not values:
+        return False
+    if values[-1] not in ("0", "1"):
+        raise BadRequest("explain: write explain=1 to be told why, explain=0 (or nothing) not to be")
+    return values[-1] == "1"
+
+
+def _add_reasons(status: Status, told: Explanation) -> None:
+    status.why = {str(model): text for model, text in told.models.items()}
+    status.waiting = [
+        WaitStatus(
+            one.request,
+            one.model,
+            one.principal,
+            one.priority.value,
+            one.position,
+            waited_seconds=_seconds(one.waited_seconds),
+            estimate_seconds=_seconds(one.estimate_seconds),
+            why=one.why,
+        )
+        for one in told.requests
+    ]
 
 
 def _completion(body: InferBody, model: ModelId) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from modeld.api.ndjson import INCOMPLETE
 from modeld.api.relay import Answer, Relay, refusal_as_is
 from modeld.api.route import EVENT_STREAM, Call, Header, Reply, Route, Scope
 from modeld.api.schemas import OpenAIBody, OpenAIModel, OpenAIModels, decode, encode, openai_fault
+from modeld.api.terms import PARAMETERS, terms_of, token_limit
 from modeld.errors import BadUpstreamReply, ModeldError
 
 if TYPE_CHECKING:
@@ -47,8 +48,26 @@ class OpenAI:
         text = "Text completion, relayed byte for byte from the model server."
         return [
             Route("GET", "/v1/models", Scope.INFER, "The models that can be served.", self.models, answer=OpenAIModels),
-            Route("POST", "/v1/chat/completions", Scope.INFER, chat, self.chat, body=OpenAIBody, answer=dict[str, Any]),
-            Route("POST", "/v1/completions", Scope.INFER, text, self.completion, body=OpenAIBody, answer=dict[str, Any]),
+            Route(
+                "POST",
+                "/v1/chat/completions",
+                Scope.INFER,
+                chat,
+                self.chat,
+                body=OpenAIBody,
+                answer=dict[str, Any],
+                parameters=PARAMETERS,
+            ),
+            Route(
+                "POST",
+                "/v1/completions",
+                Scope.INFER,
+                text,
+                self.completion,
+                body=OpenAIBody,
+                answer=dict[str, Any],
+                parameters=PARAMETERS,
+            ),
         ]
 
     async def models(self, call: Call) -> Reply:
@@ -62,9 +81,17 @@ class OpenAI:
         return await self._relayed(call, "/v1/completions")
 
     async def _relayed(self, call: Call, path: str) -> Reply | None:
-        body = decode(_bodies, call.body)
-        model = await self._relay.resolve(call, body.model)
-        return await self._relay.serve(call, model, path, Passed(call))
+        name, streams, asked = _read(call.body)
+        spec = await self._relay.resolve(call, name)
+        call.terms = terms_of(call, spec, asked=asked, streams=streams)
+        return await self._relay.serve(call, spec.id, path, Passed(call))
+
+
+def _read(raw: bytes) -> tuple[str | None, bool, int | None]:
+    """Model, stream, most tokens asked for. A function of its own: what is decoded holds on to the whole body."""
+    body = decode(_bodies, raw)
+    limits = (body.max_completion_tokens, body.max_tokens, body.n_predict)
+    return body.model, body.stream is True, token_limit(bytes(limit) for limit in limits)
 
 
 class Passed(Answer):

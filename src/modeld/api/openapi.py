@@ -94,6 +94,11 @@ def _operation(route: Route, schemas: dict[str, dict[str, Any]]) -> dict[str, An
             "default": {"description": _ERRORS, "content": {JSON: {"schema": wrong}}},
         },
     }
+    if route.parameters:
+        operation["parameters"] = [
+            {"name": one.name, "in": one.place, "required": False, "description": one.summary, "schema": dict(one.schema)}
+            for one in route.parameters
+        ]
     if route.body is not None:
         operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas[repr(route.body)]}}}
     return operation
@@ -121,6 +126,8 @@ def _section(route: Route, described: dict[str, Any]) -> str:
         wanted = (
             f"<details><summary>body</summary><pre>{html.escape(encode_pretty(described['components']['schemas'][name]))}</pre></details>"
         )
+    for one in route.parameters:
+        wanted += f"<p>{html.escape(one.place)} <code>{html.escape(one.name)}</code>: {html.escape(one.summary)}</p>"
     media = ", ".join(operation["responses"]["200"]["content"])
     return (
         f"<h2><code>{html.escape(route.method)} {html.escape(route.path)}</code></h2><p>{html.escape(route.summary)} "

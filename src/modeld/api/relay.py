@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-only
 """One request's life, top to bottom: name -> lease -> ask the child -> copy its bytes -> release; rule: whoever leaves, the slot is freed.
 
-1. `resolve`: a name of the catalogue becomes a model id; an unknown one is looked for on disk once more.
+1. `resolve`: a name becomes a model of the catalogue; an unknown one is looked for on disk once more.
 2. The driver is asked for a lease. The client may leave while it waits: the wait is withdrawn.
 3. The child is asked. The client may leave, or the lease be revoked, before the child's head is there: its connection is closed.
 4. The child's bytes are pushed through the dialect's `Answer` to the client as they arrive, in no task of their own and through no queue.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from modeld.api.ndjson import is_showable, upstream_message
 from modeld.api.route import JSON, Call, Header, Reply
-from modeld.core.model import ModelId, Request, RequestId
+from modeld.core.model import ModelId, ModelSpec, Request, RequestId
 from modeld.errors import (
     BadRequest,
     BadUpstreamReply,
@@ -120,7 +120,7 @@ class Relay:
         # A client chooses its request id and may use one twice: the core's key is made unique here.
         self._numbers = itertools.count(1)
 
-    async def resolve(self, call: Call, name: str | None) -> ModelId:
+    async def resolve(self, call: Call, name: str | None) -> ModelSpec:
         """The model of a request. Raises NoModelNamed, UnknownModel, ModelUnavailable (the folder does not answer), ClientGone."""
         name = name or self._default_model
         if not name:
@@ -129,7 +129,7 @@ class Relay:
             )
         async with _while_the_client_stays(call):
             try:
-                return (await self._table()).resolve(name)
+                return _named(await self._table(), name)
             except UnknownModel:
                 if self._rescan is None:
                     raise
@@ -137,7 +137,7 @@ class Relay:
                 if time.monotonic() - self._rescanned_at >= RESCAN_PAUSE_SECONDS:
                     await self._rescan()
                     self._rescanned_at = time.monotonic()
-            return (await self._table()).resolve(name)
+            return _named(await self._table(), name)
 
     async def serve(self, call: Call, model: ModelId, path: str, answer: Answer) -> Reply | None:
         """Have the child of `model` answer `POST path` with `call.body`. Raises whatever went wrong before the first byte."""
@@ -167,7 +167,7 @@ class Relay:
         if connection.disconnected:
             raise ClientGone("the client left")
         number = f"{call.id}-{next(self._numbers)}"
-        pending = self._driver.request(Request(RequestId(number), model, body_bytes=len(call.body)))
+        pending = self._driver.request(_request(RequestId(number), model, call))
         ending = Ending(pending.withdraw)
         connection.on_disconnect(lambda: ending.end(ClientGone("the client left")))
         asked_at = time.monotonic()
@@ -200,6 +200,24 @@ class Relay:
         finally:
             ending.now(_nothing)
             exchange.abort()
+
+
+def _named(table: ModelTable, name: str) -> ModelSpec:
+    return table.models[table.resolve(name)]
+
+
+def _request(number: RequestId, model: ModelId, call: Call) -> Request:
+    terms = call.terms
+    return Request(
+        number,
+        model,
+        body_bytes=len(call.body),
+        priority=terms.priority,
+        work=terms.work,
+        prompt_tokens=terms.prompt_tokens,
+        answer_tokens=terms.answer_tokens,
+        timeout_seconds=terms.timeout_seconds,
+    )
 
 
 async def _open(call: Call, lease: Lease, path: str, ending: Ending) -> Exchange:

@@ -7,10 +7,13 @@ A handler is `async (Call) -> Reply | None`. It returns a Reply for a whole answ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
+
+from modeld.core.model import Priority
 
 Header = tuple[bytes, bytes]
 """One header line: lower-case name, value."""
@@ -72,14 +75,27 @@ class Reply:
     headers: tuple[Header, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How urgent a request is, how long it may wait, and how much work it is likely to be. core.model.Request explains the fields."""
+
+    priority: Priority | None = None
+    timeout_seconds: float = math.inf
+    work: float = 1.0
+    prompt_tokens: int = 0
+    answer_tokens: int = 1
+
+
 @dataclass(slots=True)
 class Call:
     """One request at the edge, from its first header to its log line. The only record here that changes while it lives.
 
     id              the request id of the client, or ours
     headers         lower-case name -> value; of a repeated name the last one
+    query           what follows the `?` of the address, as it came
     answer_headers  what every answer to this request carries: request id, CORS, type sniffing off
     body            the request's body; emptied as soon as the child has it
+    terms           what the scheduler is told of it besides its model
     begun           the head of the answer went out through `connection`
     status, model, wait_seconds, tokens, fault   for the log line
     """
@@ -89,7 +105,9 @@ class Call:
     headers: Mapping[bytes, bytes]
     connection: Connection
     answer_headers: list[Header] = field(default_factory=list)
+    query: bytes = b""
     body: bytes = b""
+    terms: Terms = Terms()
     begun: bool = False
     status: int = 0
     model: str = "-"
@@ -108,12 +126,23 @@ Handler = Callable[[Call], Awaitable[Reply | None]]
 
 
 @dataclass(frozen=True, slots=True)
+class Parameter:
+    """A header or a part of the query that a route reads. `place` is OpenAPI's `in`: header or query."""
+
+    name: str
+    place: str
+    summary: str
+    schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """One row of the route table: it dispatches, and /openapi.json is made of it.
 
     body       schema of the JSON body, None when the route takes none
     answer     schema of the 200 answer, None when it is not JSON of ours
     media      content type of the 200 answer
+    parameters what it reads besides the body
     small_body whether the tighter body cap (`max_body_bytes`) holds instead of `max_api_body_bytes`
     """
 
@@ -125,4 +154,5 @@ class Route:
     body: Any = None
     answer: Any = None
     media: str = JSON
+    parameters: tuple[Parameter, ...] = ()
     small_body: bool = False

@@ -10,7 +10,7 @@ import re
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from modeld.errors import BadRequest, Forbidden, InvariantError, ModeldError
 
@@ -48,19 +48,23 @@ class InferBody(Struct):
 class OpenAIBody(Struct):
     """What is read of a body under /v1; everything goes to the model server unchanged.
 
-    `n_discard` is read only because a negative one has corrupted memory in builds of llama.cpp that people run.
+    `n_discard` is read only because a negative one has corrupted memory in builds of llama.cpp that people run. The token limits are
+    read for an estimate, in whatever shape they come: whether they are any good is for the model server to say.
     """
 
     model: str | None = None
     stream: bool | None = None
     n_discard: Annotated[int, Meta(ge=0)] | None = None
+    max_tokens: Raw = msgspec.field(default_factory=Raw)
+    max_completion_tokens: Raw = msgspec.field(default_factory=Raw)
+    n_predict: Raw = msgspec.field(default_factory=Raw)
 
 
 # --- out --------------------------------------------------------------------------------------------------------------
 
 
 class Model(Struct, omit_defaults=True):
-    """One model on disk. `unavailable` is there only when it cannot be served, and says why."""
+    """One model on disk. `unavailable` is there only when it cannot be served, and says why; `aliases` only when it has some."""
 
     id: str
     name: str
@@ -68,6 +72,7 @@ class Model(Struct, omit_defaults=True):
     quant: str
     family: str
     unavailable: str | UnsetType = UNSET
+    aliases: list[str] | UnsetType = UNSET
 
 
 class Models(Struct):
@@ -75,7 +80,10 @@ class Models(Struct):
 
 
 class InstanceStatus(Struct):
-    """One running model. `last_used_unix` is seconds; `queue_len` counts the requests waiting for this model."""
+    """One running model. `last_used_unix` is seconds; `queue_len` counts the requests waiting for this model.
+
+    `closed_for` is the model for which it takes nothing new, or "". `devices_mb` says which device holds how much of it.
+    """
 
     model_id: str
     state: str
@@ -85,14 +93,44 @@ class InstanceStatus(Struct):
     inflight: int
     max_queue_depth: int
     pid: int | None
+    closed_for: str
+    devices_mb: dict[str, int]
 
 
 class QueueStatus(Struct):
-    """The line of a model, whether or not an instance of it runs."""
+    """The line of a model, whether or not an instance of it runs.
+
+    `by_class` counts who waits, classes without anybody left out. `due_in_seconds`: until room is made for the model although others are
+    busy; 0 = it is due, null = it has its instance. `estimate_seconds`: what a request that came now would wait.
+    """
 
     model_id: str
     length: int
     oldest_wait_seconds: float
+    by_class: dict[str, int]
+    due_in_seconds: float | None
+    estimate_seconds: float
+
+
+class WaitStatus(Struct):
+    """One waiting request. `request_id` is the client's X-Request-Id and a number; `position` counts from 1 within the line."""
+
+    request_id: str
+    model_id: str
+    principal: str
+    priority: str
+    position: int
+    waited_seconds: float
+    estimate_seconds: float
+    why: str
+
+
+class DeviceStatus(Struct):
+    """What instances hold of one device. `budget_mb` 0 = unlimited."""
+
+    id: str
+    budget_mb: int
+    used_mb: int
 
 
 class ExitStatus(Struct):
@@ -113,7 +151,7 @@ class EngineStatus(Struct):
 
 
 class Status(Struct, omit_defaults=True):
-    """The daemon at one moment. MB means MiB; 0 = unlimited for budget_mb."""
+    """The daemon at one moment. MB means MiB; 0 = unlimited for budget_mb. `why` and `waiting` are there with `?explain=1` only."""
 
     instances: list[InstanceStatus]
     budget_mb: int
@@ -129,9 +167,16 @@ class Status(Struct, omit_defaults=True):
     queues: list[QueueStatus]
     exits: list[ExitStatus]
     exposure: str
+    devices: list[DeviceStatus]
+    fairness_closings_total: int
+    preemptions_total: int
+    requeued_total: int
+    stuck_total: int
     engine: EngineStatus | UnsetType = UNSET
     error: str | UnsetType = UNSET
     last_error: str | UnsetType = UNSET
+    why: dict[str, str] | UnsetType = UNSET
+    waiting: list[WaitStatus] | UnsetType = UNSET
 
 
 class Usage(Struct):

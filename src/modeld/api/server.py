@@ -94,7 +94,15 @@ def build_app(
     relay = Relay(driver, table, metrics, default_model=options.default_model, rescan=rescan)
     metrics.watch(driver.snapshot, engine)
     documents = Documents(__version__)
-    native = Native(relay, table=table, snapshot=driver.snapshot, exits=exits, engine=engine, exposure=access.describe())
+    native = Native(
+        relay,
+        table=table,
+        snapshot=driver.snapshot,
+        explain=driver.explain,
+        exits=exits,
+        engine=engine,
+        exposure=access.describe(),
+    )
     routes = [
         *native.routes(),
         *OpenAI(relay, table=table).routes(),
@@ -214,7 +222,7 @@ def _call(scope: Mapping[str, Any]) -> Call:
     headers: dict[bytes, bytes] = dict(scope["headers"])
     asked = headers.get(b"x-request-id", b"")
     request_id = asked.decode("ascii") if _REQUEST_ID.fullmatch(asked) else secrets.token_hex(8)
-    call = Call(request_id, scope["method"], headers, scope["extensions"]["modeld"])
+    call = Call(request_id, scope["method"], headers, scope["extensions"]["modeld"], query=scope["query_string"])
     call.answer_headers += [(b"x-request-id", request_id.encode("ascii")), (b"x-content-type-options", b"nosniff")]
     return call
 

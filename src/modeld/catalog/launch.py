@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from modeld.core.model import FlashAttention, KvType, LaunchOptions
+from modeld.core.model import FlashAttention, KvType, LaunchOptions, Priority
 
 CTX_AUTO_MAX: Final = 8192
 CTX_UNKNOWN: Final = 4096
@@ -46,6 +46,7 @@ class ModelOverride:
     pinned: bool = False
     ttl_seconds: float | None = None
     preload: bool = False
+    priority: Priority = Priority.NORMAL
 
 
 def resolve_options(partial: PartialOptions, ctx_train: int, cpu_count: int) -> LaunchOptions:

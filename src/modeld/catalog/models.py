@@ -175,6 +175,7 @@ class Catalog:
             pinned=override.pinned,
             preload=override.preload,
             ttl_seconds=override.ttl_seconds,
+            priority=override.priority,
         )
 
 

@@ -47,6 +47,7 @@ def _on_disk(config: str | None) -> dict[str, Any]:
         "models": [
             {"id": spec.id, "name": spec.name, "path": spec.path, "quant": spec.quant, "family": spec.family}
             | ({"unavailable": spec.unavailable} if spec.unavailable else {})
+            | ({"aliases": list(spec.aliases)} if spec.aliases else {})
             for spec in found.models.values()
         ]
     }

@@ -14,6 +14,7 @@ from modeld.config.values import show_duration
 
 WATCH_SECONDS = 2.0
 HEAD = ("MODEL", "STATE", "MIB", "RUNNING", "WAITING", "PID", "IDLE")
+LINE_HEAD = ("WAITING FOR", "REQUESTS", "CLASSES", "OLDEST", "ROOM", "ESTIMATE")
 
 
 def _status(config: str | None, addr: str | None, as_json: bool, watch: bool, exits: bool) -> None:
@@ -53,12 +54,11 @@ def summary(address: str, answer: dict[str, Any]) -> str:
     if isinstance(engine, dict):
         lines.insert(1, f"engine: {client.plain(engine.get('adapter', '?'))}, {client.plain(engine.get('build', '?'))}")
     now = _number(answer, "server_time_unix")
-    loaded = {item.get("model_id") for item in _objects(answer, "instances")}
-    for line in _objects(answer, "queues"):
-        if line.get("model_id") not in loaded:
-            lines.append(f"{_number(line, 'length')} wait for {client.plain(line.get('model_id', '?'))}, which is not loaded")
     rows = [_row(item, now) for item in _objects(answer, "instances")]
-    return "\n".join([*lines, client.table(HEAD, rows) if rows else "nothing is loaded"])
+    lines.append(client.table(HEAD, rows) if rows else "nothing is loaded")
+    if waits := [_line(item) for item in _objects(answer, "queues")]:
+        lines += ["", client.table(LINE_HEAD, waits)]
+    return "\n".join(lines)
 
 
 def endings(answer: dict[str, Any]) -> str:
@@ -81,11 +81,27 @@ def _objects(answer: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
+def _line(item: dict[str, Any]) -> list[object]:
+    """Who waits for a model: how many, for how long, when room is made for it, and how long one more would wait."""
+    by_class = item.get("by_class")
+    classes = ", ".join(f"{count} {name}" for name, count in by_class.items()) if isinstance(by_class, dict) else None
+    due = item.get("due_in_seconds")
+    room = "-" if not isinstance(due, (int, float)) else f"due in {_seconds(due)}" if due > 0 else "due"
+    told = [_seconds(item.get(key)) for key in ("oldest_wait_seconds", "estimate_seconds")]
+    return [item.get("model_id"), _number(item, "length"), classes or None, told[0], room, told[1]]
+
+
+def _seconds(value: object) -> str | None:
+    return f"{value:.1f} s" if isinstance(value, (int, float)) else None
+
+
 def _row(item: dict[str, Any], now: int) -> list[object]:
     used = _number(item, "last_used_unix")
     counts = [_number(item, key) for key in ("est_vram_mb", "inflight", "queue_len")]
     idle = show_duration(float(max(0, now - used))) if used and now else None
-    return [item.get("model_id"), item.get("state"), *counts, item.get("pid"), idle]
+    closed_for = item.get("closed_for")
+    state = f"{item.get('state')} for {closed_for}" if closed_for else item.get("state")
+    return [item.get("model_id"), state, *counts, item.get("pid"), idle]
 
 
 def _number(item: dict[str, Any], key: str) -> int:

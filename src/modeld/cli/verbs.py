@@ -14,6 +14,7 @@ VERBS = {
     "pull": ("modeld.cli.pull", "Fetch a model file: `modeld pull starter`."),
     "models": ("modeld.cli.models", "List the models of the running daemon, or (--offline) of the folder."),
     "status": ("modeld.cli.status", "Show what is loaded, who waits, and the memory."),
+    "why": ("modeld.cli.why", "Say why a model is loaded or not, and why requests wait."),
     "config": ("modeld.cli.config", "Show, check and describe the settings."),
     "completion": ("modeld.cli.completion", "Print the completion script of a shell."),
     "version": ("modeld.cli.version", "Print the versions of modeld, Python and the engine."),
@@ -26,6 +27,7 @@ Examples:
   modeld                         serve every model there at :8080
   modeld --addr 127.0.0.1:9000 --vram-budget-mb 16000
   modeld status                  what is loaded right now
+  modeld why                     why things wait
   modeld config show             every setting, and where it came from
 """
 

@@ -34,6 +34,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
     for name in settings.models:
         yield from _launch(settings, name, f"models.{name}.")
     yield from _models(settings)
+    yield from _logs(settings)
     if settings.cors_enabled and not settings.cors_allowed_origins:
         yield Finding("cors_enabled", True, "allows nobody: cors_allowed_origins is empty", "cors_allowed_origins")
 
@@ -50,6 +51,11 @@ def _limits(settings: Settings) -> Iterator[Finding]:
         if settings.max_waiting_body_bytes < largest:
             held = show_bytes(settings.max_waiting_body_bytes)
             yield Finding("max_waiting_body_bytes", held, f"is less than one body may have: {key} = {show_bytes(largest)}", key)
+
+
+def _logs(settings: Settings) -> Iterator[Finding]:
+    if settings.trace_file is not None and settings.trace_file.is_dir():
+        yield Finding("trace_file", str(settings.trace_file), "is a folder; name a file in it")
 
 
 def _engine(settings: Settings) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from modeld.config import values as v
-from modeld.core.model import LOCAL, FlashAttention, KvType, Limits
+from modeld.core.model import LOCAL, EvictionPolicy, FlashAttention, KvType, Limits, Priority
 
 if TYPE_CHECKING:
     from modeld.catalog.models import ModelOverride
@@ -134,6 +134,7 @@ class ModelSettings:
     pinned: bool = False
     ttl: float | None = None
     preload: bool = False
+    priority: Priority = Priority.NORMAL
     said: frozenset[str] = frozenset()
 
 
@@ -173,6 +174,40 @@ class Settings:
     max_wait: float = setting(
         v.duration(zero=False), "30s", LINES, "longest time in line, then 429; the clock stops when the model's own load starts"
     )
+    fairness_wait: float = setting(
+        v.duration(zero=False),
+        "10s",
+        LINES,
+        "a model whose oldest request has waited so long is due: room is made for it, also where others are busy",
+    )
+    turn_max: float | None = setting(
+        v.or_none(v.duration(zero=True), "auto"),
+        "auto",
+        LINES,
+        "how long a due model, once loaded, may serve those who waited before another due one takes its place; auto = fairness_wait",
+    )
+    min_residency: float = setting(
+        v.duration(zero=True), "5s", LINES, "how long a freshly loaded model is not given up for another that is not due"
+    )
+    preempt_after: float | None = setting(
+        v.or_none(v.duration(zero=False), "off"),
+        "off",
+        LINES,
+        "cut requests that still run so long after their model was closed for a due one; off = never",
+    )
+    eviction: EvictionPolicy = setting(
+        v.choice(EvictionPolicy),
+        "lru",
+        LINES,
+        "which idle model goes first: lru (least recently used) or cost (least worth keeping, by its load time, size and use)",
+    )
+    first_token_timeout: float = setting(
+        v.duration(zero=True),
+        "2m",
+        LINES,
+        "a model server on which no token came for so long before the first one is stopped as stuck; 0 = never",
+    )
+    inter_token_timeout: float = setting(v.duration(zero=True), "1m", LINES, "the same between two tokens; 0 = never")
     infer_timeout: float = setting(
         v.duration(zero=True), 0, LINES, "longest time from the start of a request to its last byte; 0 = no limit"
     )
@@ -249,6 +284,9 @@ class Settings:
 
     log_level: LogLevel = setting(v.choice(LogLevel), "info", LOGS, "least severe message that is logged")
     log_format: LogFormat = setting(v.choice(LogFormat), "console", LOGS, "for people (console) or machines (json)")
+    trace_file: Path | None = setting(
+        v.or_none(v.PATH, "none"), "none", LOGS, "append each request and load to this file, for modeld simulate"
+    )
 
     cors_enabled: bool = setting(v.BOOLEAN, False, BROWSER, "answer cross-origin requests of the origins below")
     cors_allowed_origins: tuple[str, ...] = setting(
@@ -256,7 +294,10 @@ class Settings:
     )
     cors_allowed_methods: tuple[str, ...] = setting(v.listing(v.http_token), ("GET", "POST", "OPTIONS"), BROWSER, "methods a page may use")
     cors_allowed_headers: tuple[str, ...] = setting(
-        v.listing(v.http_token), ("Authorization", "Content-Type", "X-Request-Id"), BROWSER, "headers a page may send"
+        v.listing(v.http_token),
+        ("Authorization", "Content-Type", "X-Request-Id", "X-Modeld-Priority", "X-Modeld-Timeout"),
+        BROWSER,
+        "headers a page may send",
     )
 
     state_dir: Path = setting(
@@ -278,6 +319,13 @@ class Settings:
             infer_timeout_seconds=self.infer_timeout,
             drain_timeout_seconds=self.drain_timeout,
             waiting_bytes_max=self.max_waiting_body_bytes,
+            fairness_wait_seconds=self.fairness_wait,
+            turn_max_seconds=self.turn_max,
+            min_residency_seconds=self.min_residency,
+            preempt_after_seconds=self.preempt_after,
+            eviction=self.eviction,
+            first_token_seconds=self.first_token_timeout,
+            inter_token_seconds=self.inter_token_timeout,
         )
 
     def models_with_extra_args(self) -> str:
@@ -314,7 +362,13 @@ class Settings:
             extra_args=self.effective(model_id, "llama_extra_args"),
         )
         return ModelOverride(
-            options=options, aliases=own.aliases, vram_mb=own.vram_mb, pinned=own.pinned, ttl_seconds=own.ttl, preload=own.preload
+            options=options,
+            aliases=own.aliases,
+            vram_mb=own.vram_mb,
+            pinned=own.pinned,
+            ttl_seconds=own.ttl,
+            preload=own.preload,
+            priority=own.priority,
         )
 
 
@@ -352,6 +406,13 @@ def _model_table() -> Mapping[str, Setting]:
         Setting("pinned", v.BOOLEAN, False, MEMORY, "never evict it once it is loaded"),
         Setting("ttl", v.or_none(v.duration(zero=False), "none"), "none", MEMORY, "unload it after so long without a request"),
         Setting("preload", v.BOOLEAN, False, MEMORY, "load it when the daemon starts"),
+        Setting(
+            "priority",
+            v.choice(Priority),
+            "normal",
+            LINES,
+            "class of its requests: interactive, normal or batch; a request may ask for a less urgent one",
+        ),
     )
     return MappingProxyType({item.key: item for item in (*(s for s in TABLE.values() if s.per_model), *only)})
 

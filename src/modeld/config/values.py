@@ -139,6 +139,9 @@ def duration(*, zero: bool, minimum: float = 0.0) -> Kind[float]:
 
     def parse(raw: object, ctx: Context) -> float:
         seconds = _seconds(raw)
+        least = "0s is the least" if zero else f"{show_duration(minimum)} is the least" if minimum else "it must be above 0"
+        if _is_negative(raw):
+            raise Unacceptable(f"is negative; {least}")
         if seconds is None or not math.isfinite(seconds):
             raise Unacceptable("is not a duration; write 250ms, 30s, 5m, 1h30m, or a number of seconds")
         if seconds == 0 and not zero:
@@ -150,6 +153,13 @@ def duration(*, zero: bool, minimum: float = 0.0) -> Kind[float]:
     text = "^(?=[0-9])(?:[0-9]+d)?(?:[0-9]+h)?(?:[0-9]+m(?!s))?(?:[0-9]+(?:[.][0-9]+)?s?)?(?:[0-9]+ms)?$"
     number: dict[str, Any] = {"type": "number", "minimum": minimum} if zero or minimum else {"type": "number", "exclusiveMinimum": 0}
     return Kind("duration", parse, {"anyOf": [number, {"type": "string", "pattern": text}]}, show_duration)
+
+
+def _is_negative(raw: object) -> bool:
+    """A duration, but for its sign."""
+    if isinstance(raw, str) and raw.strip().startswith("-"):
+        return _seconds(raw.strip()[1:]) is not None
+    return isinstance(raw, (int, float)) and raw < 0
 
 
 def _seconds(raw: object) -> float | None:
@@ -212,12 +222,12 @@ def choice(options: type[E]) -> Kind[E]:
 
 
 def or_none(kind: Kind[T], word: str) -> Kind[T | None]:
-    """The kind, or None by the given word (`auto`, `none`) or an empty value in a file."""
+    """The kind, or None by the given word (`auto`, `none`, `off`) or an empty value in a file."""
     choices = tuple(dict.fromkeys((word, *kind.choices))) if kind.choices else ()
 
     def parse(raw: object, ctx: Context) -> T | None:
-        if raw is None or (isinstance(raw, str) and raw.strip().lower() == word):
-            return None
+        if raw is None or (isinstance(raw, str) and raw.strip().lower() == word) or (raw is False and word == "off"):
+            return None  # a file's plain false is off
         try:
             return kind.parse(raw, ctx)
         except Unacceptable as error:

@@ -1,20 +1,29 @@
 # SPDX-License-Identifier: GPL-3.0-only
-"""The scheduler's state: instances, leases, lines, ledger, failures; rule: it is read and checked here, changed by scheduler.py alone."""
+"""The scheduler's state: instances, leases, lines, ledger, records; rule: it is read and checked here, changed by scheduler.py alone.
+
+A *demand* is a model with a line and no instance. Demands stand in `demands` by the ticket of their oldest request, so that those that
+are due are always the first of them.
+"""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Final
 
-from modeld.core.estimate import need
+from modeld.core.breaker import Breaker
+from modeld.core.estimate import Need, need
+from modeld.core.fairness import Rest, protected_until
 from modeld.core.ledger import Ledger
 from modeld.core.lifecycle import Signal, State, advance
-from modeld.core.model import LOCAL, InstanceId, Limits, ModelId, ModelSpec, RequestId
-from modeld.core.pace import Failure, Pace
-from modeld.core.queues import Lines
-from modeld.core.snapshot import DeviceView, InstanceView, LineView, Snapshot
-from modeld.errors import InvariantError
+from modeld.core.model import HOST, LOCAL, DeviceId, InstanceId, Limits, ModelId, ModelSpec, Request, RequestId
+from modeld.core.pace import Pace
+from modeld.core.placement import Vector, places
+from modeld.core.queues import Lines, Waiting
+from modeld.errors import InvariantError, ModeldError
 
 EVICTED: Final = "evicted"
 STORY_MAX: Final = 24
@@ -22,22 +31,35 @@ SUSPECT_SECONDS: Final = 0.25
 """After a request failed on an instance nothing new is granted there for so long: if its child has died, the report is on its way."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Instance:
-    """A running model, from StartInstance to MemoryFreed, with the spec it was started with. Times in monotonic seconds."""
+    """A running model, from StartInstance to MemoryFreed, with the spec it was started with. Times in monotonic seconds.
+
+    need_mb       MiB per device, as booked
+    quiet_since   the last movement seen on it, or the grant that ended its idleness
+    closed_for    the due model for which it takes nothing new, or ""
+    turn_until    the end of its turn at the latest, -inf = it has none (any more)
+    watched       an alarm is set for the time at which it would count as stuck
+    """
 
     id: InstanceId
     spec: ModelSpec
-    need_mb: int
+    need_mb: Vector
     started: float
     last_used: float
     state: State = State.LOADING
-    leases: set[RequestId] = field(default_factory=set)
+    leases: dict[RequestId, None] = field(default_factory=dict)
     pid: int | None = None
     progress: float = 0.0
+    ready_at: float = math.inf
+    stopping_since: float = math.inf
     drain_why: str = ""
     drain_deadline: float = math.inf
+    closed_for: ModelId | str = ""
     suspect_until: float = -math.inf
+    quiet_since: float = -math.inf
+    turn_until: float = -math.inf
+    watched: bool = False
     story: list[str] = field(default_factory=list)
 
     @property
@@ -56,6 +78,16 @@ class Instance:
     def idle_until(self) -> float:
         return math.inf if self.spec.ttl_seconds is None else self.last_used + self.spec.ttl_seconds
 
+    @property
+    def is_closed(self) -> bool:
+        """Draining for a swap: it can be opened again."""
+        return self.state is State.DRAINING and self.drain_why == EVICTED
+
+    @property
+    def device_mb(self) -> int:
+        """Without host memory."""
+        return sum(amount for device, amount in self.need_mb.items() if device != HOST)
+
     def same_launch(self, spec: ModelSpec) -> bool:
         """Would `spec` start the very same thing?"""
         return (self.spec.fingerprint, self.spec.options, self.spec.mmproj) == (spec.fingerprint, spec.options, spec.mmproj)
@@ -66,16 +98,32 @@ class Instance:
         del self.story[:-STORY_MAX]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class LeaseBook:
-    """A granted request. `deadline` is the end of infer_timeout, or +inf."""
+    """A granted request with what is needed to put it back in line.
 
-    request: RequestId
+    deadline      the end of infer_timeout, or +inf
+    left_seconds  of max_wait, when it was granted
+    revoked       the error it was told to end with; `keeps_place` says whether it may stand in line again all the same
+    """
+
+    waiting: Waiting
     instance: InstanceId
-    model: ModelId
     granted: float
     deadline: float
-    revoked: bool = False
+    left_seconds: float
+    revoked: ModeldError | None = None
+    keeps_place: bool = True
+
+    @property
+    def request(self) -> Request:
+        return self.waiting.request
+
+
+class Alarm:
+    """What a deadline is about."""
+
+    PLAN, WAITING, LEASE, DRAIN, IDLE, GRANT, PROGRESS = range(7)
 
 
 class Book:
@@ -85,11 +133,14 @@ class Book:
         self.limits = limits
         self.models = models
         self.instances: dict[InstanceId, Instance] = {}
+        self.by_model: dict[ModelId, Instance] = {}
         self.leases: dict[RequestId, LeaseBook] = {}
         self.lines = Lines()
         self.ledger = Ledger()
         self.pace = Pace()
-        self.failures: dict[ModelId, Failure] = {}
+        self.breaker = Breaker()
+        self.demands: list[tuple[int, ModelId, float]] = []
+        """(ticket of its oldest request, model, arrival of that request), in order."""
         self.checking: dict[ModelId, str] = {}
         """Launch checks on their way, with the fingerprint asked about."""
         self.checked: dict[ModelId, str] = {}
@@ -97,13 +148,39 @@ class Book:
         self.wishes: dict[ModelId, bool] = {}
         """Models wanted without a request, with whether idle others may be evicted for them."""
         self.waits: dict[ModelId, str] = {}
+        """Why demands wait, by the words of placement.py, as far as the last plan looked at them."""
         self.shutting_down = False
         self.loads_total = 0
         self.load_failures_total = 0
         self.evictions_total = 0
         self.crashes_total = 0
+        self.closings_total = 0
+        self.preemptions_total = 0
+        self.requeued_total = 0
+        self.stuck_total = 0
         self.last_error: str | None = None
         self._started = 0
+        self._listed: dict[ModelId, int] = {}
+        self._alarms: list[tuple[float, int, int, str]] = []
+        self._rung = 0
+        self._needs: dict[ModelId, Need] = {}
+        self._places: dict[ModelId, tuple[Vector, ...]] = {}
+        self._least_mb: int | None = None
+
+    # --- instances and demands ----------------------------------------------------------------------------------------
+
+    def add(self, instance: Instance) -> None:
+        self.instances[instance.id] = instance
+        self.by_model[instance.model] = instance
+        self.ledger.reserve(instance.id, instance.need_mb)
+        self.sync_demand(instance.model)
+
+    def drop(self, instance: Instance) -> None:
+        """It is gone: memory free, nobody serves its model."""
+        self.ledger.free(instance.id)
+        del self.instances[instance.id]
+        del self.by_model[instance.model]
+        self.sync_demand(instance.model)
 
     def next_instance_id(self, model: ModelId) -> InstanceId:
         self._started += 1
@@ -115,128 +192,221 @@ class Book:
             raise InvariantError(f"a report about {instance}, which is gone or never was")
         return found
 
-    def of_model(self, model: ModelId) -> Instance | None:
-        """The one instance of a model that is not gone yet."""
-        return next((instance for instance in self.instances.values() if instance.model == model), None)
+    def sync_demand(self, model: ModelId) -> bool:
+        """List the model as a demand, under its oldest request, or take it off the list. True when the list changed."""
+        oldest = None if model in self.by_model else self.oldest(model)
+        before = self._listed.get(model)
+        if before == (None if oldest is None else oldest.ticket):
+            return False
+        if before is not None:
+            del self.demands[bisect_left(self.demands, (before, model))]
+            del self._listed[model]
+        if oldest is not None:
+            insort(self.demands, (oldest.ticket, model, oldest.arrived))
+            self._listed[model] = oldest.ticket
+        return True
+
+    def is_demand(self, model: ModelId) -> bool:
+        return model in self._listed
+
+    def due_count(self, now: float) -> int:
+        """So many of the demands are due, the first ones: their oldest request has waited fairness_wait."""
+        wait = self.limits.fairness_wait_seconds
+        return bisect_right(self.demands, now, key=lambda demand: demand[2] + wait)
+
+    def oldest(self, model: ModelId) -> Waiting | None:
+        line = self.lines.of(model)
+        return None if line is None else line.oldest()
+
+    def due_at(self, waiting: Waiting) -> float:
+        return waiting.arrived + self.limits.fairness_wait_seconds
 
     def is_pinned(self, instance: Instance) -> bool:
         spec = self.models.get(instance.model)
         return instance.spec.pinned if spec is None else spec.pinned
 
-    # --- sums, in MiB -------------------------------------------------------------------------------------------------
+    def rank_of(self, request: Request, spec: ModelSpec) -> int:
+        """The class of a request, 0 = most urgent: the model's own, or a less urgent one that was asked for."""
+        own = spec.priority.rank
+        return own if request.priority is None else max(own, request.priority.rank)
+
+    # --- alarms -------------------------------------------------------------------------------------------------------
+
+    def alarm(self, at: float, kind: int, key: str = "") -> None:
+        """Be called at `at` about `key`. Alarms are not taken back: who is called looks whether there is something to do."""
+        if at < math.inf:
+            self._rung += 1
+            heappush(self._alarms, (at, self._rung, kind, key))
+
+    def ring(self, now: float) -> Iterator[tuple[int, str]]:
+        """The alarms that are due, each once, as (kind, key)."""
+        while self._alarms and self._alarms[0][0] <= now:
+            _, _, kind, key = heappop(self._alarms)
+            yield kind, key
+
+    def next_alarm(self) -> float | None:
+        """When the next one rings that still means something, or None."""
+        while self._alarms:
+            at, _, kind, key = self._alarms[0]
+            if self._still_means(kind, key):
+                return at
+            heappop(self._alarms)
+        return None
+
+    def _still_means(self, kind: int, key: str) -> bool:
+        if kind == Alarm.WAITING:
+            return RequestId(key) in self.lines
+        if kind == Alarm.LEASE:
+            lease = self.leases.get(RequestId(key))
+            return lease is not None and lease.revoked is None
+        if kind == Alarm.PLAN:
+            return bool(self.demands or self.wishes)
+        instance = self.instances.get(InstanceId(key))
+        if instance is None:
+            return False
+        if kind == Alarm.DRAIN:
+            return instance.state is State.DRAINING and instance.drain_deadline < math.inf
+        if kind == Alarm.GRANT:
+            return self.lines.length(instance.model) > 0
+        return bool(instance.leases) is (kind == Alarm.PROGRESS) and instance.state in (State.READY, State.DRAINING)
+
+    # --- memory, in MiB -----------------------------------------------------------------------------------------------
 
     @property
-    def budget_mb(self) -> int:
-        return self.limits.budget_mb.get(LOCAL, 0)
+    def devices(self) -> list[DeviceId]:
+        """Those with a budget, limited or not; HOST only when it has one."""
+        return list(self.limits.budget_mb) or [LOCAL]
 
-    def free_mb(self) -> int | None:
-        """Budget less margin less all that is held; None = unlimited."""
-        return None if self.budget_mb == 0 else self.budget_mb - self.limits.margin_mb - self.ledger.used_mb(LOCAL)
-
-    def coming_mb(self) -> int:
-        """What returns without a further decision: children that end, and drains somebody ordered."""
-        ordered = (
-            self.ledger.held_mb(instance.id, LOCAL)
-            for instance in self.instances.values()
-            if instance.state is State.DRAINING and instance.drain_why != EVICTED
-        )
-        return self.ledger.releasing_mb(LOCAL) + sum(ordered)
-
-    def loading_mb(self) -> int:
-        """What loads in progress hold that can be evicted once they are ready."""
-        return sum(
-            self.ledger.held_mb(instance.id, LOCAL)
-            for instance in self.instances.values()
-            if instance.state is State.LOADING and not self.is_pinned(instance)
-        )
-
-    def available_at_most_mb(self, model: ModelId) -> int | None:
-        """What `model` could have if everything that may be evicted were: budget less margin less other models' pins.
-
-        Pins are honoured in id order as far as they fit: one too many must not refuse everybody else.
-        """
-        if self.budget_mb == 0:
+    def limit_mb(self, device: DeviceId) -> int | None:
+        """Budget less margin, None = unlimited."""
+        budget = self.limits.budget_mb.get(device, 0)
+        if budget == 0:
             return None
-        room_mb = self.budget_mb - self.limits.margin_mb
+        return budget if device == HOST else budget - self.limits.margin_mb
+
+    def need(self, model: ModelId) -> Need:
+        found = self._needs.get(model)
+        if found is None:
+            found = self._needs[model] = need(self.models[model])
+        return found
+
+    def places(self, model: ModelId) -> tuple[Vector, ...]:
+        """Where the model could run if everything that may be evicted were; nowhere = it can never fit."""
+        found = self._places.get(model)
+        if found is None:
+            spec, cost = self.models[model], self.need(model)
+            capacity = self.capacity(model)
+            found = ({},) if spec.external else places(cost.total_mb, spec.host_mb, capacity, split=spec.split)
+            self._places[model] = found
+        return found
+
+    def capacity(self, model: ModelId) -> dict[DeviceId, int | None]:
+        """What `model` could have of each device at most: budget less margin less other models' pins.
+
+        Pins that are loaded count where they are, the others on the one device there is; in id order as far as they fit: one too many
+        must not refuse everybody else. On several devices a pin that is not loaded may go to any, and counts once it has.
+        """
+        limits = {device: self.limit_mb(device) for device in self.devices}
+        accelerators = [device for device in limits if device != HOST]
         for other in sorted(self.models):
             spec = self.models[other]
-            if spec.pinned and other != model and spec.unavailable is None and (pin_mb := need(spec).total_mb) <= room_mb:
-                room_mb -= pin_mb
-        return room_mb
+            if not spec.pinned or other == model or spec.unavailable is not None:
+                continue
+            instance = self.by_model.get(other)
+            if instance is not None and instance.state is not State.FAILED:
+                held: Vector = instance.need_mb
+            elif len(accelerators) == 1:
+                held = {accelerators[0]: self.need(other).total_mb}
+            else:
+                continue
+            if all((limit := limits.get(device)) is None or amount <= limit for device, amount in held.items()):
+                for device, amount in held.items():
+                    if (limit := limits.get(device)) is not None:
+                        limits[device] = limit - amount
+        return limits
 
-    def why_waits(self, model: ModelId) -> str:
-        """Half a sentence for people: what a request of this model waits for."""
-        instance = self.of_model(model)
-        if instance is None:
-            return self.waits.get(model, "its model to start")
-        if instance.state is State.READY:
-            return f"a free slot ({len(instance.leases)} requests run)"
-        return f"its model, which is {instance.state}"
+    def least_mb(self) -> int:
+        """No model takes less of some device than this."""
+        if self._least_mb is None:
+            devices = max(1, len([device for device in self.devices if device != HOST]))
+            needs = [
+                self.need(model).total_mb // (devices if spec.split else 1)
+                for model, spec in self.models.items()
+                if spec.unavailable is None
+            ]
+            self._least_mb = min(needs, default=0)
+        return self._least_mb
 
-    # --- seen from outside --------------------------------------------------------------------------------------------
+    def forget_memory(self, *, needs: bool = False) -> None:
+        """Models, settings or pins changed: what was computed from them is computed anew."""
+        self._places.clear()
+        if needs:
+            self._needs.clear()
+            self._least_mb = None
 
-    def snapshot(self, now: float) -> Snapshot:
-        views = [
-            InstanceView(
-                id=instance.id,
-                model=instance.model,
-                state=instance.state,
-                need_mb=instance.need_mb,
-                slots=instance.spec.options.parallel,
-                inflight=len(instance.leases),
-                last_used=instance.last_used,
-                pid=instance.pid,
-                progress=instance.progress,
-                external=instance.external,
-                devices_mb={LOCAL: instance.need_mb},
-            )
-            for instance in self.instances.values()
-        ]
-        backing_off = {model: failure for model, failure in self.failures.items() if failure.until > now}
-        for model, failure in backing_off.items():
-            if self.of_model(model) is None:
-                views.append(InstanceView(InstanceId(f"0/{model}"), model, State.FAILED, 0, 0, 0, failure.at, None, 0.0, False, {}))
-        heads = {model: self.lines.head(model) for model in self.lines.models()}
-        return Snapshot(
-            instances=tuple(views),
-            lines=tuple(
-                LineView(model, self.lines.length(model), now - head.arrived, {}, None, 0.0)
-                for model, head in heads.items()
-                if head is not None
-            ),
-            devices=(DeviceView(LOCAL, self.budget_mb, self.ledger.used_mb(LOCAL)),),
-            budget_mb=self.budget_mb,
-            used_mb=self.ledger.used_mb(LOCAL),
-            margin_mb=self.limits.margin_mb,
-            queue_depth_max=self.limits.queue_depth_max,
-            waiting_bytes=self.lines.waiting_bytes,
-            loads_total=self.loads_total,
-            load_failures_total=self.load_failures_total,
-            evictions_total=self.evictions_total,
-            crashes_total=self.crashes_total,
-            shutting_down=self.shutting_down,
-            error=next((f"{model}: {failure.error.message}" for model, failure in backing_off.items()), None),
-            last_error=self.last_error,
+    def free_mb(self) -> dict[DeviceId, int]:
+        """Budget less margin less all that is held, of each limited device; may be negative."""
+        return {device: limit - self.ledger.used_mb(device) for device in self.devices if (limit := self.limit_mb(device)) is not None}
+
+    def coming_mb(self) -> dict[DeviceId, int]:
+        """What returns without a further decision: children that end, and drains somebody ordered."""
+        coming = {device: self.ledger.releasing_mb(device) for device in self.devices}
+        for instance in self.instances.values():
+            if instance.state is State.DRAINING and instance.drain_why != EVICTED:
+                for device, amount in instance.need_mb.items():
+                    coming[device] = coming.get(device, 0) + amount
+        return coming
+
+    # --- facts about instances ----------------------------------------------------------------------------------------
+
+    def protected_until(self, instance: Instance, now: float) -> float:
+        """Until when an idle instance is kept for its own next request."""
+        rest = Rest(
+            ready_at=instance.ready_at,
+            idle_since=max(instance.ready_at, instance.last_used),
+            asked_at=self.pace.asked_at(instance.model),
+            gap_seconds=self.pace.gap_seconds(instance.model),
+            load_seconds=self.pace.load_seconds(instance.model, instance.device_mb),
         )
+        return protected_until(rest, now, self.limits.min_residency_seconds)
+
+    def in_turn(self, instance: Instance, now: float) -> bool:
+        """Requests that made it due still wait there, and its time is not over: no other due model may close it."""
+        return instance.turn_until > now and self.turn_waits(instance)
+
+    def turn_waits(self, instance: Instance) -> bool:
+        """Requests that were due when it became ready still stand in line."""
+        oldest = self.oldest(instance.model)
+        return oldest is not None and self.due_at(oldest) <= instance.ready_at
+
+    def is_wanted(self, instance: Instance) -> bool:
+        """Somebody waits for the load."""
+        return self.lines.length(instance.model) > 0 or instance.model in self.wishes
+
+    # --- checks -------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Bytes held = sum of holders, within the budget; each request in exactly one place; at most one instance per model."""
+        """Bytes held = sum of holders; each request in exactly one place; at most one instance per model; demands are listed."""
         self.ledger.check()
-        if set(self.ledger) != set(self.instances):
+        if len(self.ledger) != len(self.instances) or any(one not in self.instances for one in self.ledger):
             raise InvariantError(f"memory is held by {sorted(self.ledger)}, instances are {sorted(self.instances)}")
-        models = [instance.model for instance in self.instances.values()]
-        if len(models) != len(set(models)):
-            raise InvariantError(f"two instances of one model: {sorted(models)}")
+        if len(self.by_model) != len(self.instances) or any(self.by_model.get(one.model) is not one for one in self.instances.values()):
+            raise InvariantError(f"two instances of one model: {sorted(self.instances)}")
         for request, lease in self.leases.items():
             if request in self.lines:
                 raise InvariantError(f"request {request} waits and runs")
             instance = self.instances.get(lease.instance)
-            if instance is None and not lease.revoked:
+            if instance is None and lease.revoked is None:
                 raise InvariantError(f"request {request} runs on {lease.instance}, which is gone")
             if instance is not None and request not in instance.leases:
                 raise InvariantError(f"request {request} is not known to {lease.instance}")
         for instance in self.instances.values():
-            if not instance.leases <= self.leases.keys():
+            if not instance.leases.keys() <= self.leases.keys():
                 raise InvariantError(f"{instance.id} holds leases that ended")
             if instance.free_slots < 0:
                 raise InvariantError(f"{instance.id} serves more requests than it has slots")
+        listed = {
+            model: line.oldest().ticket for model in self.lines.models() if model not in self.by_model and (line := self.lines.of(model))
+        }
+        if listed != self._listed or sorted((ticket, model) for model, ticket in listed.items()) != [one[:2] for one in self.demands]:
+            raise InvariantError(f"demands are {self.demands}, lines without an instance are {listed}")

@@ -35,6 +35,7 @@ class Ledger:
     def __init__(self) -> None:
         self._entries: dict[InstanceId, Entry] = {}
         self._used_mb: dict[DeviceId, int] = {}
+        self._releasing_mb: dict[DeviceId, int] = {}
 
     def reserve(self, instance: InstanceId, need_mb: Mapping[DeviceId, int]) -> None:
         if instance in self._entries:
@@ -48,27 +49,38 @@ class Ledger:
 
     def release(self, instance: InstanceId) -> None:
         """The child was told to end (or ended): it still counts until `free`."""
-        self._entry(instance).hold = Hold.RELEASING
+        entry = self._entry(instance)
+        if entry.hold is not Hold.RELEASING:
+            entry.hold = Hold.RELEASING
+            for device, amount in entry.need_mb.items():
+                self._releasing_mb[device] = self._releasing_mb.get(device, 0) + amount
 
     def free(self, instance: InstanceId) -> None:
-        entry = self._entry(instance)
-        del self._entries[instance]
-        for device, amount in entry.need_mb.items():
+        self.release(instance)
+        for device, amount in self._entries.pop(instance).need_mb.items():
             self._used_mb[device] -= amount
+            self._releasing_mb[device] -= amount
 
     def used_mb(self, device: DeviceId) -> int:
         return self._used_mb.get(device, 0)
 
     def releasing_mb(self, device: DeviceId) -> int:
         """What is on its way back."""
-        return sum(entry.need_mb.get(device, 0) for entry in self._entries.values() if entry.hold is Hold.RELEASING)
+        return self._releasing_mb.get(device, 0)
 
-    def held_mb(self, instance: InstanceId, device: DeviceId) -> int:
+    def held(self, instance: InstanceId) -> Mapping[DeviceId, int]:
+        """MiB per device, nothing for an instance that is gone."""
         entry = self._entries.get(instance)
-        return 0 if entry is None else entry.need_mb.get(device, 0)
+        return {} if entry is None else entry.need_mb
+
+    def devices(self) -> list[DeviceId]:
+        return list(self._used_mb)
 
     def __iter__(self) -> Iterator[InstanceId]:
         return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def check(self) -> None:
         """Totals equal the sum of the holders."""
@@ -76,6 +88,9 @@ class Ledger:
             held = sum(entry.need_mb.get(device, 0) for entry in self._entries.values())
             if held != used or used < 0:
                 raise InvariantError(f"{device}: {used} MB booked, holders sum to {held} MB")
+            releasing = sum(entry.need_mb.get(device, 0) for entry in self._entries.values() if entry.hold is Hold.RELEASING)
+            if releasing != self._releasing_mb.get(device, 0):
+                raise InvariantError(f"{device}: {self._releasing_mb.get(device, 0)} MB on their way back, holders sum to {releasing} MB")
 
     def _entry(self, instance: InstanceId) -> Entry:
         entry = self._entries.get(instance)

@@ -1,105 +1,228 @@
 # SPDX-License-Identifier: GPL-3.0-only
 """Who is started and who gives way: (demands, residents, room) -> plan; rule: a plain function of now, decided anew each time.
 
-Demands are taken oldest first. For each:
-1  Its file and arguments must have been checked before anything is touched for it; meanwhile the room it needs is kept for it.
-2  It fits into what is free: start it.
+Due demands come first, oldest first, then the others, most urgent class first. For each:
+1  Where it could run (`places`): each single device that is large enough, and a split over all where the operator allows it.
+2  It fits into what is free: start it, on the device where least is left over.
 3  It fits with what is on its way back (stopping children, drains that somebody ordered): wait for that.
-4  Evict: idle instances first, then busy ones, which are drained and never cut. Not a candidate: an instance whose own line holds a
-   request older than this demand (it goes first), nor one already chosen for somebody else.
-5  Nothing suffices now. If it is only loads in progress that stand in the way (they can be evicted once they are ready), it keeps
-   what is in reach from younger demands: else loads that overlap, one after another, could starve it for ever.
-6  Otherwise it waits and keeps nothing from others: all they can start can be drained for it later.
-What is not chosen any more is resumed by the caller: a drain for a demand that went away ends with it.
+4  Victims (eviction.py), on the device where fewest busy ones, then fewest of all, must go. For a demand that is not due only idle,
+   unprotected ones. For a due one also busy ones, which are closed and never cut, and those that cannot go yet (loading for somebody, or in
+   their turn): the others are closed for it already now.
+5  Nothing suffices: a due demand keeps all of its devices from younger ones, else they could overtake it for ever; another one keeps
+   nothing, for all that younger ones start can be closed for it once it is due.
+Meanwhile a demand whose launch is not checked touches nobody; what is free is kept for it.
+What is not chosen any more is opened again by the caller: a closing for a demand that went away ends with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modeld.core.eviction import Candidate, choose
-from modeld.core.model import InstanceId, ModelId
+from modeld.core.model import HOST, DeviceId, InstanceId, ModelId
+
+Vector = Mapping[DeviceId, int]
+"""MiB per device."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Demand:
-    """A model that should be resident and is not. `since` is the ticket of its oldest request, +inf for an operator's wish."""
+    """A model that should be resident and is not. `places` are the vectors it could take, none of which exceeds what a device has."""
 
     model: ModelId
-    need_mb: int
-    since: float
+    places: tuple[Vector, ...]
+    due: bool
     checked: bool
     may_evict: bool = True
-    may_drain: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """An instance that may be evicted at all. `line_since` is the ticket of the oldest request in its own line, or None."""
+@dataclass(slots=True)
+class Room:
+    """MiB per limited device; a device that is not named has no limit. `free` may be negative; `coming` returns by itself."""
 
-    candidate: Candidate
-    line_since: float | None
+    free: dict[DeviceId, int]
+    coming: dict[DeviceId, int]
 
 
 @dataclass(slots=True)
 class Plan:
-    """What to do: models to check, models to start, instances to evict with the model they make room for, and who waits for what."""
+    """What to do, and who waits for what.
 
-    check: list[ModelId] = field(default_factory=list)
-    start: list[ModelId] = field(default_factory=list)
+    start    models to start, with where
+    evict    instances to evict, with the model they make room for
+    waits    why a demand waits: a word of `Wait`
+    """
+
+    start: dict[ModelId, Vector] = field(default_factory=dict)
     evict: dict[InstanceId, ModelId] = field(default_factory=dict)
     waits: dict[ModelId, str] = field(default_factory=dict)
 
 
-def plan(demands: Sequence[Demand], residents: Sequence[Resident], free_mb: int | None, coming_mb: int, loading_mb: int = 0) -> Plan:
-    """Decide for all demands. `free_mb` is budget - margin - used (None = unlimited, may be < 0), `coming_mb` returns by itself,
-    `loading_mb` is held by loads in progress that can be evicted once they are ready.
-    """
+CHECKING, COMING, VICTIMS, LOADS, OTHERS = "checking", "coming", "victims", "loads", "others"
+"""Why a demand waits: for its launch check, for memory on its way back, for its victims, for loads and turns, for others to go idle."""
+
+
+def plan(demands: Iterable[Demand], residents: Sequence[Candidate], room: Room, least_mb: int = 0) -> Plan:
+    """Decide for all demands. `residents` in the order of eviction; no place of any demand takes less than `least_mb` of a device."""
     result = Plan()
-    kept: set[InstanceId] = set()
+    pool = list(residents)
+    due: bool | None = None
+    reach: dict[DeviceId, int] = {}
     for demand in demands:
-        if not demand.checked:  # 1
-            result.check.append(demand.model)
-            if free_mb is not None:
-                free_mb -= min(demand.need_mb, max(0, free_mb))
-            continue
-        if free_mb is None or demand.need_mb <= free_mb:  # 2
-            result.start.append(demand.model)
-            free_mb = None if free_mb is None else free_mb - demand.need_mb
-            continue
-        short_mb = demand.need_mb - free_mb
-        if short_mb <= coming_mb:  # 3
-            free_mb, coming_mb = _split(coming_mb - short_mb, free_mb)
-            result.waits[demand.model] = "memory that is being given back"
-            continue
-        short_mb -= coming_mb
-        in_reach = [one for one in _candidates(demand, residents, result) if one.id not in kept] if demand.may_evict else []
-        victims = choose(in_reach, short_mb)  # 4
-        if victims is None:
-            if demand.may_drain and short_mb <= sum(one.frees_mb for one in in_reach) + loading_mb:  # 5
-                kept.update(one.id for one in in_reach)
-                free_mb = coming_mb = loading_mb = 0
-            result.waits[demand.model] = "memory that other models still need"
-            continue
-        for victim in victims:
-            result.evict[victim.id] = demand.model
-        free_mb, coming_mb = _split(sum(victim.frees_mb for victim in victims) - short_mb, free_mb)
-        result.waits[demand.model] = "other models to give their memory back"
+        if demand.due is not due:
+            due = demand.due
+            reach = _reach(pool, room, due=due)
+        if _is_over(pool, room, least_mb, due=due):
+            break
+        if not any(_fits(place, reach) for place in demand.places):  # 5
+            result.waits[demand.model] = OTHERS
+            if not due:
+                continue
+            pool = _keep(demand, pool, room)
+        elif not demand.checked:
+            result.waits[demand.model] = CHECKING
+            _take(room, min(demand.places, key=lambda place: _left_over(place, room.free)), only_free=True)
+        else:
+            pool = _decide(demand, pool, room, result)
+        reach = _reach(pool, room, due=due)
     return result
 
 
-def _split(left_over_mb: int, free_mb: int) -> tuple[int, int]:
-    """What later demands may have of the left-over: as much as is free now, the rest when it has come back."""
-    now_mb = min(left_over_mb, max(0, free_mb))
-    return now_mb, left_over_mb - now_mb
+def _decide(demand: Demand, pool: list[Candidate], room: Room, result: Plan) -> list[Candidate]:
+    """One demand. Books what it takes in `room` and `result`; the candidates that are left for the next one."""
+    place = _best_fit(demand.places, room.free)
+    if place is not None:  # 2
+        result.start[demand.model] = place
+        _take(room, place)
+        return pool
+    soon = _sum(room.free, room.coming)
+    place = _best_fit(demand.places, soon)
+    if place is not None:  # 3
+        result.waits[demand.model] = COMING
+        _take(room, place)
+        return pool
+    if not demand.may_evict:
+        result.waits[demand.model] = OTHERS
+        return pool
+    in_reach = [one for one in pool if demand.due or one.idle]
+    best: tuple[tuple[int, int, int, int], Vector, Sequence[Candidate]] | None = None
+    for place in demand.places:  # 4
+        short = {device: amount - soon[device] for device, amount in place.items() if device in soon and amount > soon[device]}
+        victims = choose(in_reach, short)
+        if victims is not None:
+            later, busy = sum(v.later for v in victims), sum(v.busy and not v.closed for v in victims)
+            rank = (later, busy, sum(not v.closed for v in victims), _freed(victims))
+            if best is None or rank < best[0]:
+                best = (rank, place, victims)
+    if best is None:
+        result.waits[demand.model] = OTHERS
+        return pool
+    _, place, victims = best
+    taken = {victim.id for victim in victims}
+    for victim in victims:
+        if not victim.later:
+            result.evict[victim.id] = demand.model
+        for device, amount in victim.frees_mb.items():
+            if device in room.coming:
+                room.coming[device] += amount
+    _take(room, place)
+    result.waits[demand.model] = LOADS if best[0][0] else VICTIMS
+    return [one for one in pool if one.id not in taken]
 
 
-def _candidates(demand: Demand, residents: Sequence[Resident], so_far: Plan) -> list[Candidate]:
-    return [
-        resident.candidate
-        for resident in residents
-        if resident.candidate.id not in so_far.evict
-        and (resident.line_since is None or resident.line_since > demand.since)
-        and (demand.may_drain or not resident.candidate.busy)
-    ]
+def _keep(demand: Demand, pool: list[Candidate], room: Room) -> list[Candidate]:
+    """Leave nothing of the demand's devices to younger ones; the candidates that are left."""
+    kept = {device for place in demand.places for device in place if device != HOST}
+    for device in kept:
+        for have in (room.free, room.coming):
+            if device in have:
+                have[device] = min(have[device], 0)
+    return [one for one in pool if kept.isdisjoint(one.frees_mb)]
+
+
+def places(need_mb: int, host_mb: int, capacity: Mapping[DeviceId, int | None], *, split: bool) -> tuple[Vector, ...]:
+    """Where a model could run if all that may go went: MiB per device. `capacity` holds what each device has at most, None = unlimited.
+
+    A split gives each device a share in proportion to its capacity, as llama.cpp's tensor split does by default; only where no single
+    device is large enough.
+    """
+    if host_mb and (limit := capacity.get(HOST)) is not None and host_mb > limit:
+        return ()
+    beside = {HOST: host_mb} if host_mb else {}
+    devices = {device: limit for device, limit in capacity.items() if device != HOST}
+    found: list[Vector] = [{device: need_mb, **beside} for device, limit in devices.items() if limit is None or need_mb <= limit]
+    if found or not split or len(devices) < 2:
+        return tuple(found)
+    limits = {device: limit for device, limit in devices.items() if limit is not None and limit > 0}
+    total = sum(limits.values())
+    if need_mb > total:
+        return ()
+    shares = {device: need_mb * limit // total for device, limit in limits.items()}
+    rest = need_mb - sum(shares.values())
+    for device in limits:
+        extra = min(rest, limits[device] - shares[device])
+        shares[device] += extra
+        rest -= extra
+    return ({**{device: share for device, share in shares.items() if share}, **beside},)
+
+
+def _reach(pool: Sequence[Candidate], room: Room, *, due: bool) -> dict[DeviceId, int]:
+    """All that a demand could still get, if everybody in the pool went."""
+    total = _sum(room.free, room.coming)
+    for one in pool:
+        if due or one.idle:
+            for device, amount in one.frees_mb.items():
+                if device in total:
+                    total[device] += amount
+    return total
+
+
+def _is_over(pool: Sequence[Candidate], room: Room, least_mb: int, *, due: bool) -> bool:
+    """Nothing is left that anybody could be given or that could be closed for him now: who comes later waits."""
+    for one in pool:
+        if not one.later and (due or one.idle):
+            return False
+    limited = False
+    for device, amount in room.free.items():
+        if device != HOST:
+            limited = True
+            if max(0, amount) + room.coming.get(device, 0) >= least_mb:
+                return False
+    return limited
+
+
+def _best_fit(places: Sequence[Vector], have: Mapping[DeviceId, int]) -> Vector | None:
+    """The place that fits with the least left over, None when none fits."""
+    fitting = [place for place in places if _fits(place, have)]
+    return min(fitting, key=lambda place: _left_over(place, have)) if len(fitting) > 1 else (fitting[0] if fitting else None)
+
+
+def _fits(place: Vector, have: Mapping[DeviceId, int]) -> bool:
+    for device, amount in place.items():  # noqa: SIM110  a generator costs three times as much, on the hot path
+        if device in have and amount > have[device]:
+            return False
+    return True
+
+
+def _left_over(place: Vector, have: Mapping[DeviceId, int]) -> int:
+    return sum(have[device] - amount for device, amount in place.items() if device in have)
+
+
+def _sum(one: Mapping[DeviceId, int], other: Mapping[DeviceId, int]) -> dict[DeviceId, int]:
+    return {device: amount + other.get(device, 0) for device, amount in one.items()}
+
+
+def _freed(victims: Sequence[Candidate]) -> int:
+    return sum(sum(victim.frees_mb.values()) for victim in victims)
+
+
+def _take(room: Room, place: Vector, *, only_free: bool = False) -> None:
+    """Book a place: of what is free first, the rest of what is coming. What is kept of free memory may not exceed it."""
+    for device, amount in place.items():
+        if device not in room.free:
+            continue
+        now = min(amount, max(0, room.free[device]))
+        room.free[device] -= now
+        if not only_free:
+            room.coming[device] -= amount - now

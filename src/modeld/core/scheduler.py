@@ -2,29 +2,31 @@
 """handle(event, now) -> commands: the one door to every decision; rule: book first, then return the command.
 
 After each event the same decision runs, in this order (`_decide`):
-1  Who waited too long is refused; who ran past infer_timeout is revoked.
-2  Placement (placement.py): checks, starts, victims. A drain nobody needs any more is resumed.
-3  Free slots are granted, first in first out per model.
-4  Idle instances whose ttl is over are unloaded.
-5  Drained instances are stopped; past drain_timeout (never for a swap) their requests are revoked.
+1  What the clock says: who waited too long is refused, who ran past infer_timeout is revoked, who is idle past its ttl is drained, who
+   did not move is asked for its progress.
+2  Placement (placement.py), when something changed that it depends on: checks, starts, victims. An instance closed for a due model that
+   does not need it any more is opened again.
+3  Free slots are granted (queues.py says to whom).
+4  Drained instances are stopped; past their deadline what runs there is revoked.
+
+When a model is due, and what follows from it: docs/scheduling.md.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import assert_never
 
-from modeld.core import admission, placement
-from modeld.core.book import EVICTED, SUSPECT_SECONDS, Book, Instance, LeaseBook
-from modeld.core.estimate import Need, need
-from modeld.core.eviction import Candidate
-from modeld.core.lifecycle import Signal, State
+from modeld.core import admission
+from modeld.core.book import Alarm, Book, Instance
+from modeld.core.bookings import Bookings
+from modeld.core.explain import explain, snapshot, why_waits
+from modeld.core.forecast import forecast
+from modeld.core.lifecycle import State
 from modeld.core.messages import (
-    CheckLaunch,
+    CheckProgress,
     Command,
     Event,
-    Grant,
     InstanceExited,
     InstanceFailed,
     InstanceReady,
@@ -38,21 +40,18 @@ from modeld.core.messages import (
     MemoryFreed,
     ModelTableReplaced,
     ProgressChecked,
-    Refuse,
     RequestArrived,
     RequestWithdrawn,
-    RevokeLease,
     SettingsReplaced,
     ShutdownRequested,
-    StartInstance,
-    StopInstance,
     UnloadRequested,
     Wakeup,
 )
-from modeld.core.model import LOCAL, Limits, ModelId, ModelSpec, Request, RequestId
-from modeld.core.pace import Failure, backoff_seconds
+from modeld.core.model import InstanceId, Limits, ModelId, ModelSpec, Request, RequestId
+from modeld.core.planning import Planner
+from modeld.core.queues import Waiting
 from modeld.core.snapshot import Explanation, Snapshot
-from modeld.errors import DeadlineExceeded, Died, Draining, InvariantError, ModeldError, Unloaded, WaitTimeout
+from modeld.errors import DeadlineExceeded, Died, Draining, InvariantError, ModeldError, Stuck, Unloaded, WaitTimeout
 
 
 class Scheduler:
@@ -60,93 +59,88 @@ class Scheduler:
 
     def __init__(self, limits: Limits, models: Mapping[ModelId, ModelSpec]) -> None:
         self._book = Book(limits, dict(models))
+        self._do = Bookings(self._book)
+        self._planner = Planner(self._book, self._do)
 
     # --- the door -----------------------------------------------------------------------------------------------------
 
     def handle(self, event: Event, now: float) -> list[Command]:  # noqa: C901 - one arm for each event, no logic of its own
         """Book the event, decide, return what is to be done. Raises InvariantError for a pair the tables do not know."""
-        out: list[Command] = []
+        book, do = self._book, self._do
+        do.out = []
         match event:
             case RequestArrived(request):
-                self._arrive(request, now, out)
-            case RequestWithdrawn(request_id):
-                self._book.lines.remove(request_id)
-                self._end_lease(request_id, now)
-            case LeaseReleased(request_id):
-                self._end_lease(request_id, now)
-            case LeaseFailed(request_id):
-                instance = self._end_lease(request_id, now)
-                if instance is not None:
-                    instance.suspect_until = now + SUSPECT_SECONDS
-            case LaunchChecked(model, fingerprint):
-                if self._book.checking.pop(model, None) == fingerprint:
-                    self._book.checked[model] = fingerprint
-            case LaunchRejected(model, fingerprint, error):
-                spec = self._book.models.get(model)
-                if self._book.checking.pop(model, None) == fingerprint and spec is not None and spec.fingerprint == fingerprint:
-                    self._fail(model, fingerprint, error, now, out)  # else it is about a file that was replaced: checked again
-            case LoadProgressed(instance_id, fraction):
-                if (instance := self._book.instances.get(instance_id)) is not None:
-                    instance.progress = fraction
-            case InstanceSpawned(instance_id, pid):
-                self._book.get(instance_id).pid = pid
-            case InstanceReady(instance_id, pid):
-                self._ready(self._book.get(instance_id), pid, now)
-            case InstanceFailed(instance_id, error):
-                self._load_failed(self._book.get(instance_id), error, now, out)
-            case InstanceExited(instance_id, code, reason):
-                self._exited(self._book.get(instance_id), code, reason, now, out)
-            case MemoryFreed(instance_id):
-                self._freed(self._book.get(instance_id))
-            case ProgressChecked():
-                pass
-            case ModelTableReplaced(models):
-                self._replace_models(models, now, out)
-            case SettingsReplaced(limits):
-                self._book.limits = limits
-            case LoadRequested(model, may_evict):
-                if (instance := self._book.of_model(model)) is None or instance.state is not State.READY:
-                    self._book.wishes[model] = may_evict
-            case UnloadRequested(model):
-                self._book.wishes.pop(model, None)
-                if (instance := self._book.of_model(model)) is not None:
-                    self._drain(instance, "unload", now, out)
-            case ShutdownRequested():
-                self._shut_down(now, out)
+                self._arrive(request, now)
+            case LeaseReleased(request_id, tokens):
+                self._released(request_id, tokens, now)
             case Wakeup():
                 pass
+            case RequestWithdrawn(request_id):
+                self._withdraw(request_id, now)
+            case LeaseFailed(request_id, before_first_byte, error):
+                self._lease_failed(request_id, before_first_byte, error, now)
+            case ProgressChecked(instance_id, moved, began):
+                instance = book.instances.get(instance_id)
+                if instance is not None and not do.watch(instance, now, moved, began):
+                    self._stuck(instance, now)
+            case LaunchChecked(model, fingerprint):
+                self._launch_checked(model, fingerprint)
+            case LaunchRejected(model, fingerprint, rejection):
+                self._launch_rejected(model, fingerprint, rejection, now)
+            case LoadProgressed(instance_id, fraction):
+                if (instance := book.instances.get(instance_id)) is not None:
+                    instance.progress = fraction
+            case InstanceSpawned(instance_id, pid):
+                book.get(instance_id).pid = pid
+            case InstanceReady(instance_id, pid):
+                instance = book.get(instance_id)
+                do.ready(instance, pid, now)
+                if instance.state is State.READY:
+                    do.grant_slots(instance, now)  # before anybody may close it: a load is never in vain
+            case InstanceFailed(instance_id, failure):
+                do.load_failed(book.get(instance_id), failure, now)
+            case InstanceExited(instance_id, code, reason):
+                do.exited(book.get(instance_id), _ending(code, reason), now)
+            case MemoryFreed(instance_id):
+                do.freed(book.get(instance_id), now)
+            case ModelTableReplaced(models):
+                self._replace_models(models, now)
+            case SettingsReplaced(limits):
+                self._replace_settings(limits, now)
+            case LoadRequested(model, may_evict):
+                if (wished := book.by_model.get(model)) is None or wished.state is not State.READY:
+                    self._wish(model, may_evict)
+            case UnloadRequested(model):
+                book.wishes.pop(model, None)
+                if (wished := book.by_model.get(model)) is not None:
+                    do.drain(wished, "unload", now)
+                do.replan = True
+            case ShutdownRequested():
+                self._shut_down(now)
             case _:
                 assert_never(event)
-        if not self._book.shutting_down:
-            self._decide(now, out)
-        return out
+        if not book.shutting_down:
+            self._decide(now)
+        return do.out
 
     def next_wakeup(self) -> float | None:
-        """The next moment (monotonic seconds) at which a deadline passes, or None."""
-        book = self._book
-        deadlines = [book.lines.next_deadline()]
-        deadlines += [lease.deadline for lease in book.leases.values() if not lease.revoked]
-        for instance in book.instances.values():
-            if instance.state is State.DRAINING and instance.leases:
-                deadlines.append(instance.drain_deadline)
-            elif instance.state is State.READY:
-                if not instance.leases:
-                    deadlines.append(instance.idle_until)
-                if book.lines.length(instance.model) and instance.free_slots > 0:
-                    deadlines.append(instance.suspect_until)  # nothing else keeps who waits here from a free slot
-        earliest = min(deadlines)
-        return None if earliest == math.inf else earliest
+        """The next moment (monotonic seconds) at which there may be something to decide, or None."""
+        return None if self._book.shutting_down else self._book.next_alarm()
 
     def is_empty(self) -> bool:
         """No instance holds anything any more."""
         return not self._book.instances
 
     def snapshot(self, now: float) -> Snapshot:
-        return self._book.snapshot(now)
+        return snapshot(self._book, now)
 
     def explain(self, now: float) -> Explanation:
         """Why each model and each waiting request is where it is, in a sentence each."""
-        return Explanation({}, ())
+        return explain(self._book, now)
+
+    def expected_wait(self, model: ModelId, now: float) -> float:
+        """Seconds that a request for `model`, which is in the catalogue, would wait if it came now."""
+        return forecast(self._book, model, now, ahead=self._book.lines.length(model)).seconds
 
     def check_invariants(self) -> None:
         """Cheap and total. Raises InvariantError."""
@@ -154,306 +148,248 @@ class Scheduler:
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def _arrive(self, request: Request, now: float, out: list[Command]) -> None:
-        book = self._book
+    def _arrive(self, request: Request, now: float) -> None:
+        book, model = self._book, request.model
         if request.id in book.lines or request.id in book.leases:
             raise InvariantError(f"request {request.id} arrived twice")
-        spec = book.models.get(request.model)
-        instance = book.of_model(request.model)
-        failure = book.failures.get(request.model)
-        line_length = book.lines.length(request.model)
-        slots = 1 if spec is None else spec.options.parallel
-        resident = instance is not None and instance.state is State.READY and instance.suspect_until <= now
+        spec = book.models.get(model)
+        known = spec is not None and spec.unavailable is None
+        instance = book.by_model.get(model)
+        failure = book.breaker.failure(model)
+        line = book.lines.of(model)
+        rank = 0 if spec is None else book.rank_of(request, spec)
+        ahead = 0 if line is None else line.ahead_of(rank)
+        open_now = instance is not None and instance.state is State.READY and instance.suspect_until <= now
+        fits = not known or instance is not None or bool(book.places(model))
+
+        def outlook() -> admission.Outlook:
+            expected = forecast(book, model, now, ahead=ahead)
+            return admission.Outlook(expected.seconds, expected.room_seconds + expected.line_seconds, expected.guessed)
+
         door = admission.Door(
             open=not book.shutting_down,
             spec=spec,
-            need=None if spec is None else need(spec),
-            available_mb=book.available_at_most_mb(request.model) if instance is None else None,
+            need=book.need(model) if known and not fits else None,
+            fits=fits,
+            available_mb=max((limit or 0 for limit in book.capacity(model).values()), default=0) if not fits else 0,
             failure=None if failure is None else failure.error,
             retry_in_seconds=0.0 if failure is None else failure.until - now,
-            line_length=line_length,
+            line_length=0 if line is None else len(line.waiting),
             waiting_bytes=book.lines.waiting_bytes,
-            expected_wait_seconds=book.pace.expected_wait(request.model, ahead=line_length, slots=slots, resident=resident),
-            goes_straight_through=resident and line_length == 0 and instance is not None and instance.free_slots > 0,
+            goes_straight_through=open_now and line is None and instance is not None and instance.free_slots > 0,
+            line_seconds=0.0
+            if spec is None or not book.pace.knows_request(model)
+            else ahead / spec.options.parallel * book.pace.request_seconds(model),
+            outlook=outlook,
         )
         refusal = admission.refusal(request, door, book.limits)
         if refusal is not None:
-            out.append(Refuse(request.id, refusal))
+            self._do.refuse(request.id, refusal)
             return
-        book.lines.append(request, now, book.limits.wait_max_seconds)
+        book.pace.asked(model, now)
+        self._do.enqueue(request, rank, now)
 
-    def _end_lease(self, request: RequestId, now: float) -> Instance | None:
-        """Idempotent: a release may come after the withdrawal, or after the instance has gone. The instance it ran on, if it is there."""
-        lease = self._book.leases.pop(request, None)
+    def _withdraw(self, request: RequestId, now: float) -> None:
+        """Legal in every state, also between the grant booked and the grant taken."""
+        waiting = self._book.lines.remove(request)
+        if waiting is not None:
+            self._do.line_changed(waiting.request.model)
+        else:
+            self._do.end_lease(request, now)
+
+    def _released(self, request: RequestId, tokens: int, now: float) -> None:
+        lease = self._do.end_lease(request, now)
         if lease is None:
-            return None
-        instance = self._book.instances.get(lease.instance)
-        if instance is not None:
-            instance.leases.discard(request)
-            instance.last_used = now
-        self._book.pace.served(lease.model, now - lease.granted)
-        return instance
-
-    # --- reports about instances --------------------------------------------------------------------------------------
-
-    def _ready(self, instance: Instance, pid: int | None, now: float) -> None:
-        book = self._book
-        instance.advance(Signal.BECAME_READY)
-        instance.pid = pid if pid is not None else instance.pid
-        if instance.state is not State.READY:
             return
-        instance.progress = 1.0
-        instance.last_used = now
-        book.ledger.commit(instance.id)
-        book.loads_total += 1
-        book.pace.loaded(instance.model, now - instance.started)
-        book.failures.pop(instance.model, None)
-        book.wishes.pop(instance.model, None)
-        book.lines.start_clock(instance.model, now)
-
-    def _load_failed(self, instance: Instance, error: ModeldError, now: float, out: list[Command]) -> None:
-        was = instance.state
-        instance.advance(Signal.LOAD_FAILED)
-        if was is State.LOADING:
-            self._book.ledger.release(instance.id)
-            self._fail(instance.model, instance.spec.fingerprint, error, now, out)
-
-    def _exited(self, instance: Instance, code: int | None, reason: str, now: float, out: list[Command]) -> None:
         book = self._book
-        was = instance.state
-        instance.advance(Signal.EXITED)
-        instance.pid = None
-        if was is State.LOADING:
-            error = Died(f'the model server of "{instance.model}" ended while it loaded ({_ending(code, reason)})')
-            self._fail(instance.model, instance.spec.fingerprint, error, now, out)
-        elif was in (State.READY, State.DRAINING):
-            error = Died(f'the model server of "{instance.model}" ended ({_ending(code, reason)}); the next request starts it again')
-            book.crashes_total += 1
-            book.last_error = error.message
-            for request in sorted(instance.leases):
-                self._revoke(book.leases[request], error, out)
-        book.ledger.release(instance.id)
+        if (instance := book.instances.get(lease.instance)) is not None and tokens > 0:
+            instance.quiet_since = now
+        if lease.revoked is None:
+            book.pace.served(lease.request.model, now - lease.granted)
+            if tokens > 0:
+                book.breaker.answered(lease.request.model, now)
 
-    def _freed(self, instance: Instance) -> None:
-        instance.advance(Signal.FREED)
-        self._book.ledger.free(instance.id)
-        del self._book.instances[instance.id]
+    def _lease_failed(self, request: RequestId, before_first_byte: bool, error: ModeldError | None, now: float) -> None:
+        """1 Something reached the client: it is over. 2 Once, it keeps its place. 3 The second time, or when it is to end: refused."""
+        book, do = self._book, self._do
+        lease = do.end_lease(request, now)
+        if lease is None:
+            return
+        if (instance := book.instances.get(lease.instance)) is not None:
+            do.suspect(instance, now)
+        if not before_first_byte:  # 1
+            return
+        spec = book.models.get(lease.request.model)
+        gone = admission.gone(lease.request.model, spec)
+        if gone is None and not lease.waiting.requeued and lease.keeps_place and not book.shutting_down:  # 2
+            if book.breaker.is_open(lease.request.model) and book.by_model.get(lease.request.model) is None:
+                do.refuse(request, lease.revoked or error or _fault(lease.request.model))
+            else:
+                do.restore(lease, now)
+        else:  # 3
+            do.refuse(request, lease.revoked or error or gone or _fault(lease.request.model))
 
-    def _fail(self, model: ModelId, fingerprint: str, error: ModeldError, now: float, out: list[Command]) -> None:
-        """The load did not succeed: every waiter hears why, and the next attempt backs off."""
-        book = self._book
-        before = book.failures.get(model)
-        attempts = 1 if before is None or before.fingerprint != fingerprint else before.attempts + 1
-        book.failures[model] = Failure(error, fingerprint, attempts, now, now + backoff_seconds(model, attempts))
-        book.load_failures_total += 1
-        book.last_error = f"{model}: {error.message}"
-        book.wishes.pop(model, None)
-        book.checked.pop(model, None)
-        book.lines.start_clock(model, now)
-        out.extend(Refuse(waiting.request.id, error) for waiting in book.lines.take(model))
+    def _stuck(self, instance: Instance, now: float) -> None:
+        """Nothing moves: it looks alive and is not. What has not begun is asked again of its successor."""
+        self._book.stuck_total += 1
+        error = Stuck(f'the model server of "{instance.model}" lives, but nothing came from it; it was stopped')
+        self._do.stop(instance, "stuck", now)
+        self._do.died(instance, error, now)
+
+    # --- launches -----------------------------------------------------------------------------------------------------
+
+    def _launch_checked(self, model: ModelId, fingerprint: str) -> None:
+        if self._book.checking.get(model) != fingerprint:
+            return  # about a file that was replaced: another check is on its way
+        del self._book.checking[model]
+        self._book.checked[model] = fingerprint
+        self._do.replan = True
+
+    def _launch_rejected(self, model: ModelId, fingerprint: str, error: ModeldError, now: float) -> None:
+        if self._book.checking.get(model) != fingerprint:
+            return
+        del self._book.checking[model]
+        spec = self._book.models.get(model)
+        if spec is not None and spec.fingerprint == fingerprint:
+            self._do.fail(model, fingerprint, error, now)
 
     # --- the operator -------------------------------------------------------------------------------------------------
 
-    def _replace_models(self, models: Mapping[ModelId, ModelSpec], now: float, out: list[Command]) -> None:
+    def _replace_models(self, models: Mapping[ModelId, ModelSpec], now: float) -> None:
         """Instances keep their spec; those whose file changed or went are drained, and loaded anew when they were resident."""
-        book = self._book
+        book, do = self._book, self._do
         book.models = dict(models)
-        for model, failure in list(book.failures.items()):
-            spec = models.get(model)
-            if spec is None or spec.fingerprint != failure.fingerprint:
-                del book.failures[model]
+        book.forget_memory(needs=True)
+        for model in book.breaker.models():
+            spec, failure = models.get(model), book.breaker.failure(model)
+            if spec is None or (failure is not None and spec.fingerprint != failure.fingerprint):
+                book.breaker.forget(model)
         for instance in list(book.instances.values()):
             spec = models.get(instance.model)
             if instance.state in (State.LOADING, State.READY, State.DRAINING) and (
                 spec is None or spec.unavailable is not None or not instance.same_launch(spec)
             ):
-                if spec is not None and spec.unavailable is None and instance.drain_why in ("", EVICTED):
+                if spec is not None and spec.unavailable is None and (instance.drain_why == "" or instance.is_closed):
                     book.wishes.setdefault(instance.model, False)
-                self._drain(instance, "replaced", now, out)
+                    do.unchecked[instance.model] = None
+                do.drain(instance, "replaced", now)
+        for model in [model for model in book.wishes if (spec := models.get(model)) is None or spec.unavailable is not None]:
+            del book.wishes[model]
         for model in book.lines.models():
-            spec = models.get(model)
-            refusal = admission.gone(model, spec)
-            if refusal is not None:
-                out.extend(Refuse(waiting.request.id, refusal) for waiting in book.lines.take(model))
+            if (refusal := admission.gone(model, models.get(model))) is not None:
+                do.refuse_line(model, refusal)
+            else:
+                do.unchecked[model] = None
+        self._refuse_misfits()
 
-    def _drain(self, instance: Instance, why: str, now: float, out: list[Command]) -> None:
-        """By operator, reload or ttl: with a deadline. Loading instances are stopped at once, nobody runs on them."""
-        if instance.state is State.LOADING:
-            self._stop(instance, why, now, out)
-        elif instance.state in (State.READY, State.DRAINING):
-            instance.advance(Signal.DRAIN)
-            if instance.drain_why in ("", EVICTED):
-                instance.drain_why = why
-                instance.drain_deadline = now + self._book.limits.drain_timeout_seconds
+    def _wish(self, model: ModelId, may_evict: bool) -> None:
+        spec = self._book.models.get(model)
+        if spec is not None and spec.unavailable is None:
+            self._book.wishes[model] = may_evict
+            self._do.unchecked[model] = None
+            self._refuse_misfits()
 
-    def _shut_down(self, now: float, out: list[Command]) -> None:
+    def _replace_settings(self, limits: Limits, now: float) -> None:
         book = self._book
+        book.limits = limits
+        book.forget_memory(needs=True)
+        for instance in book.instances.values():
+            if instance.leases and not instance.watched:
+                self._do.watch(instance, now)
+        self._refuse_misfits()
+
+    def _refuse_misfits(self) -> None:
+        """Lines of models that could never fit any more; wishes too."""
+        book = self._book
+        for model in [*(model for _, model, _ in book.demands), *(model for model in book.wishes if model not in book.by_model)]:
+            if model in book.models and not book.places(model):
+                available = max((limit or 0 for limit in book.capacity(model).values()), default=0)
+                misfit = admission.never_fits(book.models[model], book.need(model), available)
+                self._do.refuse_line(model, misfit)
+                book.wishes.pop(model, None)
+                book.last_error = misfit.message
+        self._do.replan = True
+
+    def _shut_down(self, now: float) -> None:
+        book, do = self._book, self._do
         book.shutting_down = True
         book.wishes.clear()
-        book.failures.clear()
+        for model in book.breaker.models():
+            book.breaker.forget(model)
         for model in book.lines.models():
-            gone = Draining("modeld is shutting down; try again when it is back", retry_after_seconds=5)
-            out.extend(Refuse(waiting.request.id, gone) for waiting in book.lines.take(model))
+            do.refuse_line(model, Draining("modeld is shutting down; try again when it is back", retry_after_seconds=5))
         for lease in book.leases.values():
-            self._revoke(lease, Unloaded("modeld is shutting down", retry_after_seconds=5), out)
+            do.revoke(lease, Unloaded("modeld is shutting down", retry_after_seconds=5))
         for instance in book.instances.values():
             if instance.state in (State.LOADING, State.READY, State.DRAINING):
-                self._stop(instance, "shutdown", now, out)
+                do.stop(instance, "shutdown", now)
 
     # --- the decision -------------------------------------------------------------------------------------------------
 
-    def _decide(self, now: float, out: list[Command]) -> None:
-        self._expire(now, out)  # 1
-        self._place(now, out)  # 2
-        self._grant(now, out)  # 3
-        for instance in self._book.instances.values():  # 4
-            if instance.state is State.READY and not instance.leases and instance.idle_until <= now:
-                self._drain(instance, "ttl", now, out)
-        self._finish_drains(now, out)  # 5
+    def _decide(self, now: float) -> None:
+        do = self._do
+        for kind, key in self._book.ring(now):  # 1
+            self._rung(kind, key, now)
+        while True:
+            if do.replan:  # 2
+                do.replan = False
+                self._planner.run(now)
+            self._settle(now)
+            if not do.replan:
+                return
 
-    def _expire(self, now: float, out: list[Command]) -> None:
-        book = self._book
-        for waiting in book.lines.expired(now):
-            spec = book.models.get(waiting.request.model)
-            slots = 1 if spec is None else spec.options.parallel
-            expected = book.pace.expected_wait(
-                waiting.request.model, ahead=book.lines.length(waiting.request.model), slots=slots, resident=False
-            )
-            seconds = admission.whole_seconds(expected)
-            message = f"waited {now - waiting.arrived:.1f} s (max_wait) for {book.why_waits(waiting.request.model)}"
-            out.append(Refuse(waiting.request.id, WaitTimeout(f"{message}; try again in about {seconds} s", retry_after_seconds=seconds)))
-        for lease in book.leases.values():
-            if lease.deadline <= now:
-                seconds_run = book.limits.infer_timeout_seconds
-                self._revoke(lease, DeadlineExceeded(f"the answer took longer than {seconds_run:g} s (infer_timeout)"), out)
+    def _settle(self, now: float) -> None:
+        """3 and 4, for the instances that were touched."""
+        book, do = self._book, self._do
+        while do.touched:
+            touched, do.touched = do.touched, {}
+            for key in touched:
+                instance = book.instances.get(key)
+                if instance is None:
+                    continue
+                if instance.state is State.READY and instance.free_slots > 0 and book.lines.of(instance.model) is not None:
+                    do.grant_slots(instance, now, by_age=book.in_turn(instance, now) and book.due_count(now) > 0)
+                elif instance.state is State.DRAINING:
+                    do.finish_drain(instance, now)
 
-    def _place(self, now: float, out: list[Command]) -> None:
-        book = self._book
-        needs: dict[ModelId, Need] = {}
-        demands = self._demands(needs, out)
-        plan = placement.plan(demands, self._residents(), book.free_mb(), book.coming_mb(), book.loading_mb())
-        book.waits = plan.waits
-        for instance in book.instances.values():
-            if instance.state is State.DRAINING and instance.drain_why == EVICTED and instance.id not in plan.evict:
-                instance.advance(Signal.RESUME)
-                instance.drain_why = ""
-        for victim, for_model in plan.evict.items():
-            self._evict(book.instances[victim], for_model, now, out)
-        for model in plan.check:
-            if model not in book.checking:
-                book.checking[model] = book.models[model].fingerprint
-                out.append(CheckLaunch(book.models[model]))
-        for model in plan.start:
-            self._start(book.models[model], needs[model], now, out)
-
-    def _demands(self, needs: dict[ModelId, Need], out: list[Command]) -> list[placement.Demand]:
-        """Models with a line, oldest head first, then the operator's wishes; only those without any instance."""
-        book = self._book
-        demands: list[placement.Demand] = []
-        wanted = book.lines.oldest_first()
-        wanted += [(math.inf, model) for model in book.wishes if not book.lines.length(model)]
-        for since, model in wanted:
-            spec = book.models.get(model)
-            if book.of_model(model) is not None:
-                continue
-            if spec is None or spec.unavailable is not None:
-                book.wishes.pop(model, None)
-                continue
-            needs[model] = need(spec)
-            misfit = admission.never_fits(spec, needs[model], book.available_at_most_mb(model))
-            if misfit is not None:
-                out.extend(Refuse(waiting.request.id, misfit) for waiting in book.lines.take(model))
-                book.wishes.pop(model, None)
-                book.last_error = misfit.message
-                continue
-            is_wish = since == math.inf
-            demands.append(
-                placement.Demand(
-                    model=model,
-                    need_mb=needs[model].total_mb,
-                    since=since,
-                    checked=book.checked.get(model) == spec.fingerprint,
-                    may_evict=not is_wish or book.wishes[model],
-                    may_drain=not is_wish,
-                )
-            )
-        return demands
-
-    def _residents(self) -> list[placement.Resident]:
-        """Who may be evicted: ready or draining for a swap, and loads nobody waits for; never the pinned, never what is not ours."""
-        book = self._book
-        found: list[placement.Resident] = []
-        for instance in book.instances.values():
-            head = book.lines.head(instance.model)
-            unwanted_load = instance.state is State.LOADING and head is None and instance.model not in book.wishes
-            swappable = instance.state is State.READY or (instance.state is State.DRAINING and instance.drain_why == EVICTED)
-            if instance.external or book.is_pinned(instance) or not (swappable or unwanted_load):
-                continue
-            candidate = Candidate(
-                id=instance.id,
-                frees_mb=book.ledger.held_mb(instance.id, LOCAL),
-                last_used=instance.last_used,
-                busy=bool(instance.leases),
-                draining=instance.state is State.DRAINING,
-            )
-            found.append(placement.Resident(candidate, None if head is None else head.ticket))
-        return found
-
-    def _evict(self, instance: Instance, for_model: ModelId, now: float, out: list[Command]) -> None:
-        if instance.leases:
-            instance.advance(Signal.DRAIN)
-            instance.drain_why, instance.drain_deadline = EVICTED, math.inf
+    def _rung(self, kind: int, key: str, now: float) -> None:
+        """An alarm: whoever it is about may have gone or been seen to meanwhile."""
+        book, do = self._book, self._do
+        if kind == Alarm.PLAN:
+            do.replan = True
+        elif kind == Alarm.WAITING:
+            waiting = book.lines.get(RequestId(key))
+            if waiting is not None and book.lines.is_late(waiting, now):
+                self._expire(waiting, now)
+            elif waiting is not None:
+                do.arm(waiting, now)
+        elif kind == Alarm.LEASE:
+            lease = book.leases.get(RequestId(key))
+            if lease is not None and lease.deadline <= now:
+                do.revoke(lease, DeadlineExceeded(f"the answer took longer than {book.limits.infer_timeout_seconds:g} s (infer_timeout)"))
+        elif (instance := book.instances.get(InstanceId(key))) is None:
+            return
+        elif kind == Alarm.PROGRESS:
+            if not do.watch(instance, now):
+                do.out.append(CheckProgress(instance.id))
+        elif kind == Alarm.IDLE:
+            idle = instance.state is State.READY and not instance.leases and not book.lines.length(instance.model)
+            if idle and instance.idle_until <= now:
+                do.drain(instance, "ttl", now)
         else:
-            self._stop(instance, f"{EVICTED} for {for_model}", now, out)
+            do.touched[instance.id] = None
 
-    def _start(self, spec: ModelSpec, cost: Need, now: float, out: list[Command]) -> None:
-        book = self._book
-        instance = Instance(book.next_instance_id(spec.id), spec, cost.total_mb, started=now, last_used=now)
-        book.instances[instance.id] = instance
-        book.ledger.reserve(instance.id, {LOCAL: cost.total_mb})
-        book.checked.pop(spec.id, None)
-        book.lines.stop_clock(spec.id, now)
-        out.append(StartInstance(instance.id, spec))
-
-    def _grant(self, now: float, out: list[Command]) -> None:
-        book = self._book
-        timeout = book.limits.infer_timeout_seconds
-        for instance in book.instances.values():
-            while instance.state is State.READY and instance.free_slots > 0 and instance.suspect_until <= now:
-                head = book.lines.head(instance.model)
-                if head is None:
-                    break
-                book.lines.remove(head.request.id)
-                deadline = now + timeout if timeout > 0 else math.inf
-                book.leases[head.request.id] = LeaseBook(head.request.id, instance.id, instance.model, now, deadline)
-                instance.leases.add(head.request.id)
-                instance.last_used = now
-                out.append(Grant(head.request.id, instance.id))
-
-    def _finish_drains(self, now: float, out: list[Command]) -> None:
-        for instance in self._book.instances.values():
-            if instance.state is not State.DRAINING:
-                continue
-            if not instance.leases:
-                self._stop(instance, instance.drain_why, now, out)
-            elif instance.drain_deadline <= now:
-                error = Unloaded(f'model "{instance.model}" was unloaded ({instance.drain_why}) before the answer ended')
-                instance.drain_deadline = math.inf
-                for request in sorted(instance.leases):
-                    self._revoke(self._book.leases[request], error, out)
-
-    def _stop(self, instance: Instance, why: str, now: float, out: list[Command]) -> None:
-        if instance.state is State.LOADING:
-            self._book.lines.start_clock(instance.model, now)
-        instance.advance(Signal.STOP)
-        self._book.evictions_total += why.startswith(EVICTED)
-        self._book.ledger.release(instance.id)
-        out.append(StopInstance(instance.id, why))
-
-    def _revoke(self, lease: LeaseBook, error: ModeldError, out: list[Command]) -> None:
-        if not lease.revoked:
-            lease.revoked = True
-            out.append(RevokeLease(lease.request, error))
+    def _expire(self, waiting: Waiting, now: float) -> None:
+        """Its time in line is over."""
+        book, request = self._book, waiting.request
+        ahead = book.lines.length(request.model)
+        seconds = admission.whole_seconds(forecast(book, request.model, now, ahead=ahead).seconds)
+        why = why_waits(book, request.model, now)
+        limit = "X-Modeld-Timeout" if waiting.hard <= now else "max_wait"
+        book.lines.remove(request.id)
+        self._do.line_changed(request.model)
+        text = f"waited {now - waiting.arrived:.1f} s ({limit}) for {why}; try again in about {seconds} s"
+        self._do.refuse(request.id, WaitTimeout(text, retry_after_seconds=seconds))
 
 
 def _ending(code: int | None, reason: str) -> str:
@@ -462,3 +398,7 @@ def _ending(code: int | None, reason: str) -> str:
     if code is None:
         return "connection lost"
     return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _fault(model: ModelId) -> Died:
+    return Died(f'the model server of "{model}" failed twice before it could answer')

@@ -35,8 +35,8 @@ from modeld.core.messages import (
 )
 from modeld.core.model import InstanceId, ModelSpec, Request, RequestId
 from modeld.core.scheduler import Scheduler
-from modeld.core.snapshot import Snapshot
-from modeld.errors import ClientGone, InstanceFault, InvariantError, ModeldError, QueueFull, WaitTimeout
+from modeld.core.snapshot import Explanation, Snapshot
+from modeld.errors import ClientGone, DeadlineUnreachable, InstanceFault, InvariantError, ModeldError, QueueFull, WaitTimeout
 from modeld.runtime.adapters.interface import Served
 from modeld.runtime.journal import Journal
 
@@ -189,6 +189,9 @@ class Driver:
     def snapshot(self) -> Snapshot:
         return self._scheduler.snapshot(self.loop.time())
 
+    def explain(self) -> Explanation:
+        return self._scheduler.explain(self.loop.time())
+
     def now(self) -> float:
         """The clock of all decisions: the loop's monotonic seconds."""
         return self.loop.time()
@@ -258,7 +261,7 @@ class Driver:
 
     def _refuse(self, request: RequestId, error: ModeldError, now: float) -> None:
         pending = self._pending.pop(request, None)
-        if isinstance(error, QueueFull | WaitTimeout):
+        if isinstance(error, QueueFull | WaitTimeout | DeadlineUnreachable):
             self._observer.backpressure(error.kind)
         if pending is not None:
             log.info("refuse request %s (%s): %s", request, error.kind, error.message)

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""What is booked when something is decided or reported; rule: the book first, then the command for it; whether to do it is scheduler.py's.
+
+Each method leaves the book consistent. What may change the plan sets `replan`; instances whose slots or drains must be looked at
+again stand in `touched`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Mapping
+
+from modeld.core.book import EVICTED, SUSPECT_SECONDS, Alarm, Book, Instance, LeaseBook
+from modeld.core.fairness import Running, stuck_at
+from modeld.core.lifecycle import Signal, State
+from modeld.core.messages import CheckLaunch, Command, Grant, Refuse, RevokeLease, StartInstance, StopInstance
+from modeld.core.model import InstanceId, ModelId, Request, RequestId
+from modeld.core.placement import Vector
+from modeld.core.queues import Waiting
+from modeld.errors import Died, ModeldError, Unloaded
+
+
+class Bookings:
+    """Changes of one book. `out` collects the commands of the present step."""
+
+    def __init__(self, book: Book) -> None:
+        self.book = book
+        self.out: list[Command] = []
+        self.replan = False
+        self.touched: dict[InstanceId, None] = {}
+        self.unchecked: dict[ModelId, None] = {}
+        """New demands, whose launch is to be checked."""
+
+    # --- requests in line ---------------------------------------------------------------------------------------------
+
+    def enqueue(self, request: Request, rank: int, now: float) -> None:
+        book = self.book
+        waiting = book.lines.append(request, rank, now, book.limits.wait_max_seconds)
+        self.arm(waiting, now)
+        instance = book.by_model.get(request.model)
+        if instance is None:
+            line = book.lines.of(request.model)
+            if self.line_changed(request.model) or (line is not None and line.count(rank) == 1):
+                self.replan = True  # a new demand, or one of a more urgent class now
+        else:
+            self.touched[instance.id] = None
+
+    def restore(self, lease: LeaseBook, now: float) -> None:
+        """Back in line, in the old place."""
+        book, waiting = self.book, lease.waiting
+        book.lines.restore(waiting, now, lease.left_seconds)
+        book.requeued_total += 1
+        self.arm(waiting, now)
+        self.line_changed(waiting.request.model)
+        if (instance := book.by_model.get(waiting.request.model)) is not None:
+            self.touched[instance.id] = None
+
+    def refuse(self, request: RequestId, error: ModeldError) -> None:
+        """The end of a request that stands in no line any more."""
+        self.out.append(Refuse(request, error))
+
+    def refuse_line(self, model: ModelId, error: ModeldError) -> None:
+        for waiting in self.book.lines.take(model):
+            self.refuse(waiting.request.id, error)
+        self.line_changed(model)
+
+    def line_changed(self, model: ModelId) -> bool:
+        """Somebody came, left or was taken. True when the list of demands changed."""
+        book = self.book
+        changed = book.sync_demand(model)
+        if changed:
+            self.replan = True
+            if book.is_demand(model):
+                self.unchecked[model] = None
+        instance = book.by_model.get(model)
+        if instance is None:
+            return changed
+        if instance.state is State.LOADING and not book.lines.length(model):
+            self.replan = True  # nobody wants the load
+        elif instance.turn_until > -math.inf and not book.turn_waits(instance):
+            instance.turn_until = -math.inf
+            self.replan = True
+        return changed
+
+    def start_clock(self, model: ModelId, now: float) -> None:
+        """The load of the model has ended, whichever way: who waits for it ages again."""
+        for waiting in self.book.lines.start_clock(model, now):
+            self.arm(waiting, now)
+
+    def arm(self, waiting: Waiting, now: float) -> None:
+        """Be called when its time may be up."""
+        self.book.alarm(self.book.lines.next_look(waiting, now), Alarm.WAITING, waiting.request.id)
+
+    # --- leases -------------------------------------------------------------------------------------------------------
+
+    def grant_slots(self, instance: Instance, now: float, *, by_age: bool = False) -> None:
+        """As many as there are free slots. `by_age`: the oldest first, whatever its class (in a turn that others wait for)."""
+        book, model = self.book, instance.model
+        if instance.suspect_until > now:
+            return
+        timeout = book.limits.infer_timeout_seconds
+        granted = False
+        while instance.free_slots > 0 and (line := book.lines.of(model)) is not None:
+            if by_age:
+                line.by_age = False
+            waiting = book.lines.next(model, now, book.limits.fairness_wait_seconds)
+            if waiting is None:
+                break
+            granted = True
+            request = waiting.request.id
+            deadline = now + timeout if timeout > 0 else math.inf
+            book.leases[request] = LeaseBook(waiting, instance.id, now, deadline, book.lines.left_seconds(waiting, now))
+            book.alarm(deadline, Alarm.LEASE, request)
+            if not instance.leases:
+                instance.quiet_since = now
+            instance.leases[request] = None
+            instance.last_used = now
+            self.out.append(Grant(request, instance.id))
+        if granted:
+            self.line_changed(model)
+            if not instance.watched:
+                self.watch(instance, now)
+
+    def watch(
+        self, instance: Instance, now: float, moved: Mapping[RequestId, float] | None = None, began: Container[RequestId] = ()
+    ) -> bool:
+        """Arm the time at which the instance counts as stuck. False when that time has come. `moved`: what is known of its requests."""
+        leases = [(request, self.book.leases[request]) for request in instance.leases]
+        instance.watched = False
+        if not leases or instance.state not in (State.READY, State.DRAINING):
+            return True
+        running = [
+            Running(
+                began=request in began,
+                moved=lease.granted if moved is None else moved.get(request, lease.granted),
+                prompt_tokens=lease.request.prompt_tokens,
+                answer_tokens=lease.request.answer_tokens,
+            )
+            for request, lease in leases
+        ]
+        at = stuck_at(running, instance.quiet_since, self.book.limits)
+        instance.quiet_since = max([instance.quiet_since, *(request.moved for request in running if request.began)])
+        if at <= now:
+            return False
+        if at < math.inf:
+            instance.watched = True
+            self.book.alarm(at, Alarm.PROGRESS, instance.id)
+        return True
+
+    def end_lease(self, request: RequestId, now: float) -> LeaseBook | None:
+        """Idempotent: a release may come after the withdrawal, or after the instance has gone. The lease, if there was one."""
+        book = self.book
+        lease = book.leases.pop(request, None)
+        if lease is None:
+            return None
+        instance = book.instances.get(lease.instance)
+        if instance is not None:
+            instance.leases.pop(request, None)
+            instance.last_used = now
+            self.touched[instance.id] = None
+            if not instance.leases:
+                self.replan = True
+                book.alarm(instance.idle_until, Alarm.IDLE, instance.id)
+        return lease
+
+    def suspect(self, instance: Instance, now: float) -> None:
+        """A request failed there: nothing new until a report of its death had time to come."""
+        instance.suspect_until = now + SUSPECT_SECONDS
+        self.book.alarm(instance.suspect_until, Alarm.GRANT, instance.id)
+
+    def revoke(self, lease: LeaseBook, error: ModeldError, *, keeps_place: bool = False) -> None:
+        if lease.revoked is None:
+            lease.revoked, lease.keeps_place = error, keeps_place
+            self.out.append(RevokeLease(lease.request.id, error))
+
+    def revoke_all(self, instance: Instance, error: ModeldError, *, keeps_place: bool = False) -> None:
+        for request in instance.leases:
+            self.revoke(self.book.leases[request], error, keeps_place=keeps_place)
+
+    # --- instances ----------------------------------------------------------------------------------------------------
+
+    def check(self, model: ModelId) -> None:
+        """Ask whether the launch could work, once for each version of the model."""
+        book = self.book
+        spec = book.models.get(model)
+        if spec is None or book.checking.get(model) == spec.fingerprint or book.checked.get(model) == spec.fingerprint:
+            return
+        book.checking[model] = spec.fingerprint
+        self.out.append(CheckLaunch(spec))
+
+    def start(self, model: ModelId, place: Vector, now: float) -> None:
+        book = self.book
+        spec = book.models[model]
+        instance = Instance(book.next_instance_id(model), spec, place, started=now, last_used=now)
+        book.add(instance)
+        book.checked.pop(model, None)
+        book.lines.stop_clock(model, now)
+        if book.is_pinned(instance):
+            book.forget_memory()
+        self.out.append(StartInstance(instance.id, spec, place))
+
+    def close(self, instance: Instance, for_model: ModelId, now: float) -> None:
+        """For a due model: nothing new, what runs runs on (up to preempt_after)."""
+        instance.closed_for = for_model
+        if instance.is_closed:
+            return
+        instance.advance(Signal.DRAIN)
+        instance.drain_why, instance.drain_deadline = EVICTED, math.inf
+        after = self.book.limits.preempt_after_seconds
+        if after is not None:
+            instance.drain_deadline = now + after
+            self.book.alarm(instance.drain_deadline, Alarm.DRAIN, instance.id)
+        self.book.closings_total += 1
+
+    def reopen(self, instance: Instance) -> None:
+        """Whoever it was closed for does not need it any more."""
+        instance.advance(Signal.RESUME)
+        instance.drain_why, instance.closed_for = "", ""
+        self.touched[instance.id] = None
+
+    def drain(self, instance: Instance, why: str, now: float) -> None:
+        """By operator, reload or ttl: with a deadline. Loading instances are stopped at once, nobody runs on them."""
+        self.replan = True
+        if instance.state is State.LOADING:
+            self.stop(instance, why, now)
+        elif instance.state in (State.READY, State.DRAINING):
+            instance.advance(Signal.DRAIN)
+            if instance.drain_why in ("", EVICTED):
+                instance.drain_why, instance.closed_for = why, ""
+                instance.drain_deadline = now + self.book.limits.drain_timeout_seconds
+                self.book.alarm(instance.drain_deadline, Alarm.DRAIN, instance.id)
+            self.touched[instance.id] = None
+
+    def stop(self, instance: Instance, why: str, now: float) -> None:
+        if instance.state is State.LOADING:
+            self.start_clock(instance.model, now)
+        instance.advance(Signal.STOP)
+        instance.stopping_since = now
+        self.book.evictions_total += why.startswith(EVICTED)
+        self.book.ledger.release(instance.id)
+        self.out.append(StopInstance(instance.id, why))
+
+    def finish_drain(self, instance: Instance, now: float) -> None:
+        """Nothing runs any more: stop. Past its deadline: end what runs."""
+        if instance.state is not State.DRAINING:
+            return
+        if not instance.leases:
+            why = f"{EVICTED} for {instance.closed_for}" if instance.is_closed else instance.drain_why
+            self.stop(instance, why, now)
+        elif instance.drain_deadline <= now:
+            instance.drain_deadline = math.inf
+            if instance.is_closed:
+                self.book.preemptions_total += sum(self.book.leases[request].revoked is None for request in instance.leases)
+                text = f'cut to make room for "{instance.closed_for}", which waited longer (preempt_after)'
+                self.revoke_all(instance, Unloaded(text, retry_after_seconds=1), keeps_place=True)
+            else:
+                text = f'model "{instance.model}" was unloaded ({instance.drain_why}) before the answer ended'
+                self.revoke_all(instance, Unloaded(text))
+
+    def ready(self, instance: Instance, pid: int | None, now: float) -> None:
+        """It serves from now on. Who made it due gets a turn; the free slots are granted by the caller, in the same step."""
+        book, model = self.book, instance.model
+        instance.advance(Signal.BECAME_READY)
+        instance.pid = pid if pid is not None else instance.pid
+        if instance.state is not State.READY:
+            return
+        instance.progress, instance.ready_at, instance.last_used = 1.0, now, now
+        book.ledger.commit(instance.id)
+        book.loads_total += 1
+        book.pace.loaded(model, now - instance.started, instance.device_mb)
+        book.breaker.ready(model)
+        book.wishes.pop(model, None)
+        self.start_clock(model, now)
+        book.alarm(instance.idle_until, Alarm.IDLE, instance.id)
+        line = book.lines.of(model)
+        if line is not None:
+            line.by_age = False
+            if book.due_at(line.oldest()) <= now:
+                instance.turn_until = now + book.limits.turn_seconds
+        self.replan = True
+
+    def load_failed(self, instance: Instance, error: ModeldError, now: float) -> None:
+        was = instance.state
+        instance.advance(Signal.LOAD_FAILED)
+        if was is State.LOADING:
+            instance.stopping_since = now
+            self.book.ledger.release(instance.id)
+            self.fail(instance.model, instance.spec.fingerprint, error, now)
+
+    def exited(self, instance: Instance, ending: str, now: float) -> None:
+        """Its process has ended; `ending` says how, for people."""
+        book = self.book
+        was = instance.state
+        instance.advance(Signal.EXITED)
+        instance.pid = None
+        if was is State.LOADING:
+            error = Died(f'the model server of "{instance.model}" ended while it loaded ({ending})')
+            self.fail(instance.model, instance.spec.fingerprint, error, now)
+        elif was in (State.READY, State.DRAINING):
+            error = Died(f'the model server of "{instance.model}" ended ({ending}); the next request starts it again')
+            book.crashes_total += 1
+            self.died(instance, error, now)
+        if was is not State.STOPPING:
+            instance.stopping_since = now
+            self.replan = True
+        book.ledger.release(instance.id)
+
+    def died(self, instance: Instance, error: ModeldError, now: float) -> None:
+        """A ready instance is lost: what ran there is told, and the record counts it. An open circuit turns the line away."""
+        book = self.book
+        book.last_error = error.message
+        book.breaker.died(instance.model, instance.spec.fingerprint, error, now)
+        self.revoke_all(instance, error, keeps_place=True)
+        if book.breaker.is_open(instance.model):
+            self.refuse_line(instance.model, error)
+
+    def freed(self, instance: Instance, now: float) -> None:
+        book, model = self.book, instance.model
+        instance.advance(Signal.FREED)
+        if instance.stopping_since < now:
+            book.pace.stopped(now - instance.stopping_since)
+        was_pinned = book.is_pinned(instance)
+        book.drop(instance)
+        if was_pinned:
+            book.forget_memory()
+        self.touched.pop(instance.id, None)
+        if book.is_demand(model) or model in book.wishes:
+            self.unchecked[model] = None
+        self.replan = True
+
+    def fail(self, model: ModelId, fingerprint: str, error: ModeldError, now: float) -> None:
+        """The load did not succeed: every waiter hears why, and the next attempt backs off."""
+        book = self.book
+        book.breaker.load_failed(model, fingerprint, error, now)
+        book.load_failures_total += 1
+        book.last_error = f"{model}: {error.message}"
+        book.wishes.pop(model, None)
+        book.checked.pop(model, None)
+        self.start_clock(model, now)
+        self.refuse_line(model, error)
+        self.replan = True
