@@ -38,6 +38,7 @@ class Ask:
     work: float = 1.0
     timeout_seconds: float = math.inf
     leaves_at: float = math.inf
+    body_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
