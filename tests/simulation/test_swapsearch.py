@@ -22,8 +22,10 @@ def brute(puzzle: Puzzle) -> int | None:
         after: dict[State, int] = {}
         for (residents, met), cost in states.items():
             met_now = tuple(_met(puzzle, model, met[model], residents, now) for model in models)
-            if any(first < len(asks) and asks[first] + window < now + (asks[first] + window == now) for first, asks, window in
-                   zip(met_now, puzzle.asks, puzzle.window, strict=True)):
+            if any(
+                first < len(asks) and asks[first] + window < now + (asks[first] + window == now)
+                for first, asks, window in zip(met_now, puzzle.asks, puzzle.window, strict=True)
+            ):
                 continue
             for keep in subsets([one for one in residents]):
                 gone = set(residents) - set(keep)
@@ -39,7 +41,9 @@ def brute(puzzle: Puzzle) -> int | None:
                     if price < after.get(state, 10**9):
                         after[state] = price
         states = after
-    return min((cost for (_, met), cost in states.items() if all(first >= len(a) for first, a in zip(met, puzzle.asks, strict=True))), default=None)
+    return min(
+        (cost for (_, met), cost in states.items() if all(first >= len(a) for first, a in zip(met, puzzle.asks, strict=True))), default=None
+    )
 
 
 def _met(puzzle: Puzzle, model: int, first: int, residents: tuple[tuple[int, int], ...], now: int) -> int:

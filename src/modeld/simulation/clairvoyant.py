@@ -73,7 +73,9 @@ def wait_bound(model: SimModel, workload: Workload) -> float:
 
 def drain_bound(workload: Workload) -> float:
     """Until the leases of a closed instance have ended and its memory is back, at most."""
-    return max((ask.service_seconds for ask in workload.asks), default=0.0) + max((model.stop_seconds for model in workload.models), default=0.0)
+    return max((ask.service_seconds for ask in workload.asks), default=0.0) + max(
+        (model.stop_seconds for model in workload.models), default=0.0
+    )
 
 
 def room_mb(limits: Limits) -> int | None:

@@ -143,8 +143,7 @@ class Rent:
                 for segment in range(first + 1, last):
                     used[segment] += need * step
         return [
-            0.0 if price == 0.0 and asked <= room * step else asked - room * step
-            for asked, price in zip(used, self._prices, strict=True)
+            0.0 if price == 0.0 and asked <= room * step else asked - room * step for asked, price in zip(used, self._prices, strict=True)
         ]
 
     # --- one model ----------------------------------------------------------------------------------------------------

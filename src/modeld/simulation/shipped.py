@@ -84,7 +84,13 @@ class _Crowd:
 
 def _model(name: str, mb: int, *, slots: int = 2, priority: Priority = Priority.NORMAL) -> SimModel:
     spec = ModelSpec(
-        ModelId(name), f"{name}.gguf", size_bytes=mb << 20, vram_mb=mb, fingerprint=name, options=LaunchOptions(parallel=slots), priority=priority
+        ModelId(name),
+        f"{name}.gguf",
+        size_bytes=mb << 20,
+        vram_mb=mb,
+        fingerprint=name,
+        options=LaunchOptions(parallel=slots),
+        priority=priority,
     )
     return SimModel(spec, round(START_SECONDS + mb / READ_MB_PER_SECOND, 1))
 
