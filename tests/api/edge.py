@@ -7,6 +7,7 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ from modeld.api.server import App, EdgeOptions, build_app
 from modeld.catalog.models import ModelTable
 from modeld.core.model import LOCAL, InstanceId, LaunchOptions, ModelId, ModelSpec, Priority, Request
 from modeld.core.snapshot import DeviceView, Explanation, InstanceView, LineView, Snapshot
-from modeld.errors import InstanceFault, ModeldError
+from modeld.errors import InstanceFault, ModeldError, Unloaded
 from modeld.runtime.upstream import Endpoint, Exchange
 
 SPEC = ModelSpec(
@@ -162,6 +163,10 @@ class FakeLease:
     request: Request
     tokens: int = 0
     revoke: Callable[[ModeldError], None] | None = None
+    progress: Exchange | None = None
+
+    def follow(self, progress: Exchange) -> None:
+        self.progress = progress
 
     def on_revoke(self, callback: Callable[[ModeldError], None]) -> None:
         self.revoke = callback
@@ -169,7 +174,10 @@ class FakeLease:
 
 @dataclass
 class FakeDriver:
-    """Grants at once, or refuses with `refusal`, or lets everybody wait while `hold` is set."""
+    """Grants at once, or refuses with `refusal`, or lets everybody wait while `hold` is set.
+
+    Who failed is granted a second time, after `again` is set; the third time it is refused with what it failed with.
+    """
 
     upstream: Upstream
     refusal: ModeldError | None = None
@@ -181,6 +189,11 @@ class FakeDriver:
     ends: list[str] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    faults: list[ModeldError] = field(default_factory=list)
+    again: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.again.set()
 
     def request(self, request: Request) -> FakePending:
         self.requests.append(request)
@@ -209,19 +222,42 @@ class FakePending:
         self._driver = driver
         self._request = request
         self._granted: asyncio.Future[FakeLease] = asyncio.get_running_loop().create_future()
+        self._failures = 0
 
     async def __aenter__(self) -> FakeLease:
         if self._driver.refusal is not None:
             raise self._driver.refusal
-        if not self._driver.hold and not self._granted.done():
-            lease = FakeLease(FakeServed(Endpoint(socket=self._driver.upstream.path)), self._request)
-            self._driver.leases.append(lease)
-            self._granted.set_result(lease)
+        if not self._driver.hold:
+            self._grant()
         self._driver.arrived.set()
         return await self._granted
 
+    async def again(self, error: ModeldError) -> FakeLease:
+        self._driver.faults.append(error)
+        self._driver.note("failed")
+        self._failures += 1
+        self._granted = asyncio.get_running_loop().create_future()
+        if self._failures == 2 or isinstance(error, Unloaded):
+            self._granted.set_exception(copy(error))
+        else:
+            asyncio.get_running_loop().call_soon(self._grant_when_it_may)
+        return await self._granted
+
+    def _grant_when_it_may(self) -> None:
+        if self._driver.again.is_set():
+            self._grant()
+        elif not self._granted.done():
+            asyncio.get_running_loop().call_later(0.001, self._grant_when_it_may)
+
+    def _grant(self) -> None:
+        if not self._granted.done():
+            lease = FakeLease(FakeServed(Endpoint(socket=self._driver.upstream.path)), self._request)
+            self._driver.leases.append(lease)
+            self._granted.set_result(lease)
+
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._driver.note("failed" if isinstance(error, InstanceFault) else "released")
+        if self._granted.exception() is None:
+            self._driver.note("failed" if isinstance(error, InstanceFault) else "released")
 
     def withdraw(self, error: ModeldError | None = None) -> None:
         if not self._granted.done():

@@ -4,18 +4,23 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from api.edge import SPEC, SSE_HEAD, Edge, FakeLease, Upstream, answers, chunk, hangs_after, http, post, running, sse
+from api.edge import SPEC, SSE_HEAD, Edge, FakeLease, FakeServed, Script, Upstream, answers, chunk, hangs_after, http, post, running, sse
+from modeld.api import relay
+from modeld.api.route import Call
 from modeld.api.server import EdgeOptions
 from modeld.catalog.models import ModelTable
 from modeld.errors import (
     BackingOff,
     CannotEverFit,
     DeadlineExceeded,
+    Died,
     Draining,
     EngineMissing,
     LoadFailed,
@@ -24,7 +29,9 @@ from modeld.errors import (
     ModelUnavailable,
     OutOfMemory,
     QueueFull,
+    Stuck,
     Unloaded,
+    UpstreamUnreachable,
     WaitTimeout,
 )
 
@@ -95,7 +102,7 @@ async def test_a_client_that_leaves_in_the_stream_ends_the_generation(edge: Edge
     writer.close()
     await edge.upstream.left.wait()
     assert await edge.driver.ended() == "released"
-    assert edge.driver.leases[0].tokens == 1
+    assert edge.driver.leases[0].tokens == (1 if path == "/infer" else 0)  # under /v1 they are counted at the end only
     assert f'method="POST",path="{path}",status="499"}} 1.0' in edge.page()
 
 
@@ -263,3 +270,186 @@ async def test_a_fault_of_ours_after_the_first_byte_is_logged_and_the_connection
     assert b'"done"' not in seen
     assert not seen.endswith(b"0\r\n\r\n")
     assert "our fault" in caplog.text
+
+
+# --- another instance is asked ----------------------------------------------------------------------------------------
+
+CHAT_LAST = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\ndata: [DONE]\n\n'
+WHOLE = b'{"model":"tiny","prompt":"x","stream":false}'
+THREE = pytest.mark.parametrize(("path", "body"), [("/infer", INFER), ("/infer", WHOLE), ("/v1/chat/completions", CHAT)])
+
+
+def in_turn(*scripts: Script) -> Script:
+    """Each connection gets the next script; the last one stays."""
+    left = list(scripts)
+
+    async def play(up: Upstream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await (left.pop(0) if len(left) > 1 else left[0])(up, reader, writer)
+
+    return play
+
+
+def good(path: str) -> Script:
+    return answers(sse(TOKEN, LAST) if path == "/infer" else sse(CHAT_LAST))
+
+
+def is_whole(path: str, text: str) -> bool:
+    """One token, said once."""
+    if path != "/infer":
+        return text == CHAT_LAST.decode()
+    *tokens, last = [json.loads(line) for line in text.splitlines()]
+    return tokens in ([], [{"token": "a"}]) and (last["content"], last["done"]) == ("a", True)
+
+
+@THREE
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 20", SSE_HEAD, SSE_HEAD + chunk(b'data: {"con'), SSE_HEAD + b"9"])
+async def test_an_instance_that_dies_before_the_first_byte_is_not_noticed(edge: Edge, path: str, body: bytes, said: bytes) -> None:
+    edge.upstream.script = in_turn(answers(said), good(path))
+    answer = await edge.client.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 200
+    assert is_whole(path, answer.text)
+    first, second = edge.upstream.asked
+    assert first == second
+    assert len(edge.driver.requests) == 1
+    assert [await edge.driver.ended(), await edge.driver.ended()] == ["failed", "released"]
+    assert [(type(fault), fault.__traceback__) for fault in edge.driver.faults] == [(Died, None)]
+
+
+async def test_what_was_generated_for_a_whole_answer_is_forgotten(edge: Edge) -> None:
+    """The client has had nothing of it, so that it may be made again; it must not be told twice."""
+    edge.upstream.script = in_turn(answers(SSE_HEAD + chunk(TOKEN) + chunk(TOKEN)), good("/infer"))
+    answer = await edge.infer(stream=False)
+    assert is_whole("/infer", answer.text)
+    assert [lease.tokens for lease in edge.driver.leases] == [1, 1]
+    edge.upstream.script = in_turn(answers(SSE_HEAD + chunk(TOKEN)), answers(b""))
+    assert (await edge.infer(stream=False)).status_code == 502
+    assert [lease.tokens for lease in edge.driver.leases[2:]] == [1, 0]
+
+
+@THREE
+async def test_two_that_die_are_one_clear_error(edge: Edge, path: str, body: bytes) -> None:
+    edge.upstream.script = answers(SSE_HEAD)
+    answer = await edge.client.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 502
+    assert Died.kind in answer.text
+    assert len(edge.upstream.asked) == 2
+    assert [await edge.driver.ended(), await edge.driver.ended()] == ["failed", "failed"]
+    assert edge.driver.ends == []
+
+
+@BOTH
+async def test_after_the_first_byte_nobody_else_is_asked(edge: Edge, path: str, body: bytes) -> None:
+    edge.upstream.script = answers(SSE_HEAD + chunk(TOKEN))
+    answer = await edge.client.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 200
+    assert "error" in answer.text.splitlines()[-1] + answer.text.splitlines()[-2]
+    assert (len(edge.upstream.asked), edge.driver.faults) == (1, [])
+    assert await edge.driver.ended() == "failed"
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "said",
+    [
+        http(b'{"error":{"code":400,"message":"x"}}', "400 Bad Request"),
+        http(b'{"error":{"code":500,"message":"x"}}', "500 Oops"),
+        http(b'{"error":{"code":503,"message":"x"}}', "503 Busy"),
+        b"\x00\xff this is not HTTP\r\n\r\n",
+        sse(b'data: {"error":{"code":500,"message":"x"}}\n\n'),
+    ],
+    ids=["400", "500", "503", "garbage", "in band"],
+)
+async def test_an_answer_of_a_living_instance_is_not_asked_for_again(edge: Edge, path: str, body: bytes, said: bytes) -> None:
+    edge.upstream.script = answers(said)
+    answer = await edge.client.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code >= 400 or "error" in answer.text
+    assert (len(edge.upstream.asked), edge.driver.faults) == (1, [])
+
+
+async def test_an_instance_that_takes_no_connection_is_left_for_the_next(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, tries = FakeServed.generate, itertools.count(1)
+
+    async def generate(self: FakeServed, *given: object) -> object:
+        if next(tries) == 1:
+            raise UpstreamUnreachable("nobody there")
+        return await real(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FakeServed, "generate", generate)
+    edge.upstream.script = good("/infer")
+    assert is_whole("/infer", (await edge.infer()).text)
+    assert [type(fault) for fault in edge.driver.faults] == [UpstreamUnreachable]
+
+
+@BOTH
+@pytest.mark.parametrize("error", [Died("it ended"), Stuck("no token came")])
+async def test_a_lease_revoked_before_the_first_byte_is_replaced(edge: Edge, path: str, body: bytes, error: ModeldError) -> None:
+    edge.upstream.script = in_turn(hangs_after(SSE_HEAD), good(path))
+    reader, writer = await edge.raw(post(path, body))
+    await edge.upstream.was_asked.wait()
+    edge.driver.leases[0].revoke(error)
+    seen = await reader.readuntil(b"0\r\n\r\n")
+    assert seen.startswith(b"HTTP/1.1 200 ")
+    writer.close()
+    assert [await edge.driver.ended(), await edge.driver.ended()] == ["failed", "released"]
+    assert [type(fault) for fault in edge.driver.faults] == [type(error)]
+
+
+async def test_what_is_told_to_the_first_lease_does_not_end_the_second(edge: Edge) -> None:
+    edge.upstream.script = in_turn(answers(b""), hangs_after(SSE_HEAD + chunk(TOKEN)))
+    reader, writer = await edge.raw(post("/infer", INFER))
+    await reader.readuntil(b'{"token":"a"}')
+    first, second = edge.driver.leases
+    first.revoke(Died("late"))
+    second.revoke(DeadlineExceeded("in time"))
+    assert b"in time" in await reader.readuntil(b"0\r\n\r\n")
+    writer.close()
+
+
+@BOTH
+async def test_a_client_that_leaves_while_it_waits_again_is_withdrawn(edge: Edge, path: str, body: bytes) -> None:
+    edge.driver.again.clear()
+    edge.upstream.script = answers(b"")
+    _, writer = await edge.raw(post(path, body))
+    assert await edge.driver.ended() == "failed"
+    writer.close()
+    assert await edge.driver.ended() == "withdrawn"
+    assert (await edge.client.get("/healthz")).status_code == 200
+    assert (len(edge.upstream.asked), edge.driver.ends) == (1, [])
+    assert f'path="{path}",status="499"}} 1.0' in edge.page()
+
+
+async def test_both_waits_are_told_in_the_log(edge: Edge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """On a clock that goes on by a second each time it is looked at."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(relay, "time", SimpleNamespace(monotonic=itertools.count(1.0).__next__))
+    edge.upstream.script = in_turn(answers(b""), good("/infer"))
+    assert (await edge.infer()).status_code == 200
+    edge.upstream.script = answers(b"")
+    assert (await edge.infer()).status_code == 502
+    lines = [line for line in caplog.messages if line.startswith("POST /infer")]
+    assert ["wait_ms=2000" in line for line in lines] == [True, False]
+    assert "wait_ms=3000" in lines[1]  # it waited three times: the last wait ended in the refusal
+
+
+async def test_the_prompt_is_kept_until_the_answer_begins() -> None:
+    call = Call("r", "POST", {}, SimpleNamespace(start=lambda status, headers: None), body=b"prompt")  # type: ignore[arg-type]
+    assert call.body == b"prompt"
+    call.start(200, [])
+    assert (call.body, call.begun) == (b"", True)
+
+
+async def test_a_lease_knows_whether_its_answer_moves(edge: Edge) -> None:
+    edge.upstream.script = hangs_after(SSE_HEAD)
+    _, quiet = await edge.raw(post("/infer", INFER))
+    await edge.upstream.was_asked.wait()
+    edge.upstream.script = hangs_after(SSE_HEAD + chunk(TOKEN))
+    reader, talks = await edge.raw(post("/infer", INFER))
+    await reader.readuntil(b'{"token":"a"}')
+    now = asyncio.get_running_loop().time()
+    one, two = (lease.progress for lease in edge.driver.leases)
+    assert one is not None
+    assert two is not None
+    assert (one.began, two.began) == (False, True)
+    assert one.moved_at(now) < two.moved_at(now) <= now
+    quiet.close()
+    talks.close()

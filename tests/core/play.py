@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-only
-"""A story told to the real scheduler: at a time, an event gives these commands; rule: every step checks the invariants."""
+"""A story told to the real scheduler: at a time, an event gives these commands; rule: every step checks the invariants.
+
+Every step also checks that nobody sleeps too long: as the driver does, it asks for the next wakeup after each event (which forgets what
+lost its meaning); then a decision taken anew, at once or just before that wakeup, has nothing to add.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 
 from modeld.core.messages import (
@@ -12,14 +18,19 @@ from modeld.core.messages import (
     Command,
     Event,
     Grant,
+    InstanceExited,
+    InstanceReady,
     LaunchChecked,
+    LoadRequested,
+    MemoryFreed,
     Refuse,
     RequestArrived,
     RevokeLease,
+    SettingsReplaced,
     StartInstance,
     StopInstance,
 )
-from modeld.core.model import LOCAL, LaunchOptions, Limits, ModelId, ModelSpec, Request, RequestId
+from modeld.core.model import LOCAL, InstanceId, LaunchOptions, Limits, ModelId, ModelSpec, Principal, Priority, Request, RequestId
 from modeld.core.scheduler import Scheduler
 from modeld.core.snapshot import InstanceView, Snapshot
 
@@ -31,8 +42,36 @@ def spec(name: str, mb: int, *, slots: int = 1, **more: object) -> ModelSpec:
     return replace(base, **more)  # type: ignore[arg-type]
 
 
-def arrive(request: str, model: str, body_bytes: int = 0) -> RequestArrived:
-    return RequestArrived(Request(RequestId(request), ModelId(model), body_bytes=body_bytes))
+def arrive(request: str, model: str, body_bytes: int = 0, *, by: str = "anonymous", **more: object) -> RequestArrived:
+    """`more`: further fields of Request."""
+    base = Request(RequestId(request), ModelId(model), Principal(by), body_bytes=body_bytes)
+    return RequestArrived(replace(base, **more))  # type: ignore[arg-type]
+
+
+def batch(request: str, model: str, **more: object) -> RequestArrived:
+    return arrive(request, model, priority=Priority.BATCH, **more)  # type: ignore[arg-type]
+
+
+def i(number: int, model: str) -> InstanceId:
+    return InstanceId(f"{number}/{model}")
+
+
+def r(name: str) -> RequestId:
+    return RequestId(name)
+
+
+def gone(number: int, model: str, code: int | None = 0) -> tuple[Event, Event]:
+    """The child has ended and its memory is back."""
+    return InstanceExited(i(number, model), code=code), MemoryFreed(i(number, model))
+
+
+def loaded(play: Play, *models: str, at: float = 0.0) -> Play:
+    """Load models one after another by the operator's wish."""
+    for model in models:
+        play.at(at, LoadRequested(ModelId(model)))
+        number = len(play.snapshot.instances)
+        play.at(at, InstanceReady(i(number, model), pid=100 + number))
+    return play
 
 
 class Play:
@@ -55,20 +94,37 @@ class Play:
 
     def at(self, now: float, *events: Event) -> Play:
         assert now >= self.now
+        wakeup = self.scheduler.next_wakeup()
+        self._nothing_to_add(now if wakeup is None else max(self.now, min(now, math.nextafter(wakeup, -math.inf))))
         self.now = now
         self.commands = []
         for event in events:
             self._feed(event)
+        self._nothing_to_add(now)
         return self
 
     def _feed(self, event: Event) -> None:
+        if isinstance(event, SettingsReplaced):
+            self.limits = event.limits
         commands = self.scheduler.handle(event, self.now)
         self.scheduler.check_invariants()
+        self.scheduler.next_wakeup()
         for command in commands:
             if self.checks and isinstance(command, CheckLaunch):
                 self._feed(LaunchChecked(command.spec.id, command.spec.fingerprint))
             else:
                 self.commands.append(command)
+
+    def _nothing_to_add(self, now: float) -> None:
+        """The same settings again make the scheduler decide anew; who could be granted was granted, or will be at a known time."""
+        if self.snapshot.shutting_down:
+            return
+        again = deepcopy(self.scheduler).handle(SettingsReplaced(self.limits), now)
+        assert [tell(command) for command in again] == []
+        book = self.scheduler._book
+        for one in book.instances.values():
+            if one.state == "ready" and one.free_slots > 0 and book.lines.length(one.model):
+                assert (self.scheduler.next_wakeup() or math.inf) <= one.suspect_until
 
     def gives(self, *told: str) -> Play:
         assert [tell(command) for command in self.commands] == list(told)

@@ -13,13 +13,21 @@ import pytest
 
 from core.play import spec
 from modeld.core.messages import (
+    CheckProgress,
+    Command,
+    Event,
     InstanceExited,
     InstanceReady,
     LaunchChecked,
+    LeaseFailed,
+    LeaseReleased,
     LoadRequested,
     MemoryFreed,
     ModelTableReplaced,
+    ProgressChecked,
+    RequestWithdrawn,
     ShutdownRequested,
+    Wakeup,
 )
 from modeld.core.model import LOCAL, InstanceId, Limits, ModelId, ModelSpec, Request, RequestId
 from modeld.core.scheduler import Scheduler
@@ -33,9 +41,33 @@ from modeld.errors import (
     InvariantError,
     ModeldError,
     QueueFull,
+    Unloaded,
     WaitTimeout,
 )
-from modeld.runtime.driver import Driver, Lease
+from modeld.runtime import driver as driver_module
+from modeld.runtime.driver import Driver, Lease, PendingLease
+
+ONE, TWO = InstanceId("1/a"), InstanceId("2/a")
+
+
+class Watched(Scheduler):
+    """The real scheduler; keeps what it was told, and says `extra` once, after its own commands."""
+
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)  # type: ignore[arg-type]
+        self.told: list[Event] = []
+        self.extra: list[Command] = []
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        self.told.append(event)
+        commands = [*super().handle(event, now), *self.extra]
+        self.extra = []
+        self.check_invariants()
+        return commands
+
+    def ends(self) -> list[str]:
+        """The events that ended a lease or a wait, by name."""
+        return [type(one).__name__ for one in self.told if isinstance(one, LeaseFailed | LeaseReleased | RequestWithdrawn)]
 
 
 class Hands:
@@ -46,6 +78,7 @@ class Hands:
         self.driver: Driver | None = None
         self.ready = True
         self.gone: set[InstanceId] = set()
+        self.dies_unseen: set[InstanceId] = set()
 
     def check(self, one: ModelSpec) -> None:
         assert self.driver is not None
@@ -64,6 +97,12 @@ class Hands:
         self.driver.post(MemoryFreed(instance))
 
     def served(self, instance: InstanceId) -> object:
+        if instance in self.dies_unseen:
+            assert self.driver is not None
+            self.dies_unseen.discard(instance)
+            self.driver.post(InstanceExited(instance, code=-9))
+            self.driver.post(MemoryFreed(instance))
+            return None
         return None if instance in self.gone else f"served {instance}"
 
 
@@ -82,16 +121,25 @@ class Stage:
         models = {one.id: one for one in (spec("a", 100), spec("b", 100))}
         base = {"budget_mb": {LOCAL: 150}} | limits
         self.hands, self.counts, self.fatal = Hands(), Counts(), []
-        self.driver = Driver(
-            Scheduler(Limits(**base), models),  # type: ignore[arg-type]
-            observer=self.counts,
-            on_fatal=self.fatal.append,
-        )
+        self.core = Watched(Limits(**base), models)  # type: ignore[arg-type]
+        self.driver = Driver(self.core, observer=self.counts, on_fatal=self.fatal.append)
         self.hands.driver = self.driver
         self.driver.attach(self.hands)  # type: ignore[arg-type]
 
-    def request(self, name: str, model: str = "a"):
+    def request(self, name: str, model: str = "a") -> PendingLease:
         return self.driver.request(Request(RequestId(name), ModelId(model)))
+
+    def crash(self, instance: InstanceId) -> None:
+        self.driver.post(InstanceExited(instance, code=-9))
+        self.driver.post(MemoryFreed(instance))
+
+    def ask_progress(self, instance: InstanceId) -> ProgressChecked:
+        """What the driver answers, and that it does so before `post` returns."""
+        self.core.extra = [CheckProgress(instance)]
+        self.driver.post(Wakeup())
+        last = self.core.told[-1]
+        assert isinstance(last, ProgressChecked)
+        return last
 
 
 @pytest.fixture
@@ -183,7 +231,7 @@ async def test_a_withdrawal_after_the_grant_changes_nothing(stage: Stage):
 
 
 async def test_refusals_are_raised_and_counted():
-    stage = Stage(queue_depth_max=1, wait_max_seconds=0.01)
+    stage = Stage(queue_depth_max=1, wait_max_seconds=0.25)
     async with stage.request("r1"):
         pending = stage.request("r2")
         async with asyncio.TaskGroup() as group:
@@ -220,19 +268,30 @@ async def test_a_crash_revokes_and_the_next_request_starts_anew(stage: Stage):
     with pytest.raises(Died):
         async with stage.request("r1") as lease:
             lease.on_revoke(seen.append)
-            stage.driver.post(InstanceExited(lease.instance, code=-9))
-            stage.driver.post(MemoryFreed(InstanceId("1/a")))
+            stage.crash(lease.instance)
             raise seen[0]
     async with stage.request("r2") as lease:
         assert lease.instance == "2/a"
 
 
-async def test_a_grant_to_an_instance_that_is_gone_already_fails_and_frees_the_slot(stage: Stage):
-    stage.hands.gone.add(InstanceId("1/a"))
-    with pytest.raises(ModeldError, match="ended before"):
+async def test_a_grant_to_an_instance_that_is_gone_already_fails_twice_and_frees_the_slot(stage: Stage):
+    stage.hands.gone.add(ONE)
+    with pytest.raises(Died, match="ended before"):
         async with stage.request("r1"):
             raise AssertionError("it must not get in")
+    assert stage.core.ends() == ["LeaseFailed", "LeaseFailed"]
     assert stage.driver.snapshot().instances[0].inflight == 0
+
+
+async def test_a_grant_to_an_instance_that_dies_just_then_becomes_one_to_the_next(stage: Stage):
+    """The report of the death is handled first: it revokes a lease that nobody holds any more."""
+    stage.hands.dies_unseen.add(ONE)
+    async with stage.request("r1") as lease:
+        assert lease.instance == TWO
+        assert lease.revoked is None
+        assert stage.driver.snapshot().instances[0].inflight == 1
+    assert stage.core.ends() == ["LeaseFailed", "LeaseReleased"]
+    assert len(stage.counts.waits) == 1  # it never had the first
 
 
 async def test_one_model_gives_way_to_another(stage: Stage):
@@ -264,7 +323,7 @@ async def test_a_broken_invariant_is_reported_and_the_driver_goes_on(caplog: pyt
 
 async def test_a_lease_revoked_in_the_step_of_its_grant_is_given_back(stage: Stage):
     """The instance dies after the grant is booked and before anybody holds the lease."""
-    lease = Lease(Request(RequestId("x"), ModelId("a")), InstanceId("1/a"), "served")  # type: ignore[arg-type]
+    lease = Lease(Request(RequestId("x"), ModelId("a")), ONE, "served", 0.0)  # type: ignore[arg-type]
     lease.revoke(Died("gone"))
     lease.revoke(Draining("later"))
     assert isinstance(lease.revoked, Died)
@@ -322,3 +381,206 @@ async def test_the_explanation_is_of_this_moment(stage: Stage, monkeypatch: pyte
     before = stage.driver.now()
     assert stage.driver.explain() is told
     assert before <= asked[0] <= stage.driver.now()
+
+
+# --- a second instance ------------------------------------------------------------------------------------------------
+
+
+async def test_who_failed_before_the_first_byte_is_first_at_the_next_instance(stage: Stage, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", "modeld.driver")
+    first = stage.request("r1")
+    async with asyncio.TaskGroup() as group, first as lease:
+
+        async def other() -> None:
+            async with stage.request("r2"):
+                pass
+
+        group.create_task(other())
+        await settle()
+        seen: list[ModeldError] = []
+        lease.on_revoke(seen.append)
+        stage.hands.ready = False
+        stage.crash(lease.instance)
+        assert [type(error) for error in seen] == [Died]
+        stage.driver.loop.call_soon(stage.driver.post, InstanceReady(TWO))
+        again = await first.again(Died("gone"))
+        assert (again.instance, again.revoked) == (TWO, None)
+        assert stage.driver.snapshot().lines[0].length == 1
+    assert stage.core.ends() == ["LeaseFailed", "LeaseReleased", "LeaseReleased"]
+    assert stage.core.told.count(LeaseReleased(RequestId("r1"))) == 1
+    assert len(stage.counts.waits) == 3
+    assert "start 1/a: 100 MiB of local/all" in caplog.text
+    assert "request r1 of a waits again: 1/a: gone" in caplog.text
+
+
+async def test_the_failure_may_be_known_before_the_death(stage: Stage):
+    pending = stage.request("r1")
+    async with pending:
+        stage.driver.loop.call_soon(stage.crash, ONE)
+        assert (await pending.again(Died("gone"))).instance == TWO
+
+
+async def test_an_instance_that_lives_may_be_granted_again(stage: Stage):
+    """Only the connection was lost. What the first lease is told afterwards is not heard by the second."""
+    pending = stage.request("r1")
+    async with pending as first:
+        second = await pending.again(Died("reset"))
+        assert (first.instance, second.instance) == (ONE, ONE)
+        first.revoke(Died("late"))
+        assert second.revoked is None
+        assert stage.driver.snapshot().instances[0].inflight == 1
+    assert stage.driver.snapshot().instances[0].inflight == 0
+
+
+async def test_the_second_failure_is_the_end(stage: Stage, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", "modeld.driver")
+    pending = stage.request("r1")
+    with pytest.raises(Died, match="second"):
+        async with pending as lease:
+            stage.crash(lease.instance)
+            lease = await pending.again(Died("first"))
+            stage.crash(lease.instance)
+            await pending.again(Died("second"))
+            raise AssertionError("it must not get a third")
+    assert stage.core.ends() == ["LeaseFailed", "LeaseFailed"]
+    assert stage.driver.snapshot().lines == ()
+    assert "refuse request r1 of a (instance_died): second" in caplog.text
+    assert caplog.text.count("waits again") == 1
+
+
+async def test_who_leaves_while_it_waits_again_is_withdrawn_once(stage: Stage):
+    stage.hands.ready = False
+    pending = stage.request("r1")
+    stage.driver.loop.call_soon(lambda: stage.driver.post(InstanceReady(ONE)))
+    with pytest.raises(ClientGone):
+        async with pending as lease:
+            stage.crash(lease.instance)
+            stage.driver.loop.call_soon(pending.withdraw)
+            await pending.again(Died("gone"))
+    assert stage.core.ends() == ["LeaseFailed", "RequestWithdrawn"]
+    assert stage.driver.snapshot().lines == ()
+    stage.driver.post(InstanceReady(TWO))  # the load goes on, for nobody
+    assert stage.driver.snapshot().instances[0].inflight == 0
+
+
+@pytest.mark.parametrize("granted", [False, True])
+async def test_who_is_cancelled_while_it_waits_again_is_withdrawn_once(stage: Stage, granted: bool):
+    """Also when the grant is there and has not been seen."""
+    pending = stage.request("r1")
+
+    async def run() -> None:
+        async with pending as lease:
+            stage.hands.ready = False
+            stage.crash(lease.instance)
+            await pending.again(Died("gone"))
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(run())
+        await settle()
+        if granted:
+            stage.driver.post(InstanceReady(TWO))
+        task.cancel()
+    assert stage.core.ends() == ["LeaseFailed", "RequestWithdrawn"]
+    assert stage.driver.snapshot().lines == ()
+    assert [one.inflight for one in stage.driver.snapshot().instances] == [0]
+
+
+async def test_a_shutdown_refuses_who_waits_again(stage: Stage):
+    pending = stage.request("r1")
+    with pytest.raises(Draining):
+        async with pending as lease:
+            stage.hands.ready = False
+            stage.crash(lease.instance)
+            stage.driver.loop.call_soon(stage.driver.post, ShutdownRequested())
+            await pending.again(Died("gone"))
+    assert stage.core.ends() == ["LeaseFailed"]
+
+
+async def test_what_a_shutdown_ends_does_not_wait_again(stage: Stage):
+    pending = stage.request("r1")
+    seen: list[ModeldError] = []
+    with pytest.raises(Unloaded):
+        async with pending as lease:
+            lease.on_revoke(seen.append)
+            stage.driver.post(ShutdownRequested())
+            assert isinstance(seen[0], Unloaded)
+            await pending.again(Unloaded("shutting down"))
+    await stage.driver.empty()
+
+
+async def test_a_fault_after_the_first_byte_is_the_end(stage: Stage):
+    with pytest.raises(Died):
+        async with stage.request("r1"):
+            raise Died("in the middle")
+    (event,) = (one for one in stage.core.told if isinstance(one, LeaseFailed))
+    assert (event.before_first_byte, str(event.error)) == (False, "in the middle")
+    assert event.error is not None
+    assert event.error.__traceback__ is None  # the journal keeps it
+    assert stage.driver.snapshot().instances[0].inflight == 0
+
+
+async def test_a_request_that_failed_twice_is_forgotten_at_once(stage: Stage):
+    async def run() -> weakref.ref[PendingLease]:
+        pending = stage.request("r1")
+        with contextlib.suppress(Died):
+            async with pending as lease:
+                stage.crash(lease.instance)
+                lease = await pending.again(Died("first"))
+                stage.crash(lease.instance)
+                await pending.again(Died("second"))
+        return weakref.ref(pending)
+
+    gc.disable()
+    try:
+        assert (await run())() is None
+    finally:
+        gc.enable()
+
+
+async def test_only_a_lease_can_fail(stage: Stage):
+    with pytest.raises(InvariantError):
+        await stage.request("r1").again(Died("x"))
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+class Moves:
+    """An exchange whose last byte came at `at`."""
+
+    def __init__(self, at: float, began: bool = True) -> None:
+        self.at, self.began = at, began
+
+    def moved_at(self, now: float) -> float:
+        return self.at
+
+
+async def test_progress_is_told_at_once_for_the_leases_of_one_instance():
+    stage = Stage(budget_mb={LOCAL: 300})  # type: ignore[arg-type]
+    before = stage.driver.now()
+    async with stage.request("r1", "a") as one, stage.request("r2", "b") as other:
+        granted = stage.ask_progress(ONE)
+        assert (granted.instance, granted.moved.keys(), granted.began) == (ONE, {"r1"}, set())
+        assert before <= granted.moved[RequestId("r1")] <= stage.driver.now()
+        one.follow(Moves(granted.moved[RequestId("r1")] - 5, began=False))  # nothing yet: the grant counts
+        assert stage.ask_progress(ONE) == granted
+        other.follow(Moves(before + 60))
+        one.follow(Moves(before + 50))
+        assert stage.ask_progress(ONE) == ProgressChecked(ONE, {RequestId("r1"): before + 50}, frozenset({RequestId("r1")}))
+        assert stage.ask_progress(InstanceId("9/z")) == ProgressChecked(InstanceId("9/z"), {})
+    assert stage.ask_progress(ONE).moved == {}
+    assert stage.fatal == []
+    stage.driver.close()
+
+
+async def test_a_silence_in_which_the_daemon_stood_still_does_not_count(monkeypatch: pytest.MonkeyPatch):
+    """After a halt the timer comes first, and the bytes that came meanwhile are read later."""
+    monkeypatch.setattr(driver_module, "LATE_SECONDS", -1.0)
+    stage = Stage(wait_max_seconds=0.01)
+    async with stage.request("r1"):
+        granted = stage.ask_progress(ONE).moved[RequestId("r1")]
+        with pytest.raises(WaitTimeout):
+            async with stage.request("r2"):
+                raise AssertionError("it must not get in")
+        assert stage.ask_progress(ONE).moved[RequestId("r1")] >= granted + 0.01
+    stage.driver.close()

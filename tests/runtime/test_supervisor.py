@@ -218,6 +218,18 @@ async def test_refused_term_with_a_grandchild_left_behind(stage: Stage) -> None:
         assert stage.chain(instance) == SERVED
 
 
+async def test_a_child_that_is_halted_is_killed_when_its_time_to_end_is_over(stage: Stage) -> None:
+    """It cannot take TERM while it is. Its request ends with it, not before."""
+    served = await stage.start(prompt_seconds=3600)
+    assert served.pid is not None
+    os.kill(served.pid, signal.SIGSTOP)
+    stage.supervisor.stop(ONE, "stuck")
+    with pytest.raises(Died):
+        await served.generate("POST", "/completion", [], b'{"prompt": "a", "n_predict": 3, "stream": true}')
+    assert (await stage.until(InstanceExited)) == InstanceExited(ONE, -signal.SIGKILL, "killed")
+    assert stage.chain() == SERVED
+
+
 async def test_crash_in_mid_stream(stage: Stage) -> None:
     """F2: the stream ends with an error, then the instance is gone."""
     served = await stage.start(crash_at_token=3)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import math
 import socket
 import struct
 import tempfile
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from modeld.errors import BadRequest, BadUpstreamReply, ClientGone, Died, InvariantError, ModeldError, Unloaded, UpstreamUnreachable
+from modeld.errors import BadRequest, BadUpstreamReply, ClientGone, Died, InvariantError, Unloaded, UpstreamUnreachable
 from modeld.runtime.upstream import HEAD_BYTES_MAX, PENDING_BYTES_MAX, Endpoint, Exchange, _render_request
 
 BODY = bytes(range(256))
@@ -212,8 +213,7 @@ def test_every_cut_of_a_response_gives_the_same_answer(whole: bytes, run: Run) -
 
 @pytest.mark.parametrize("whole", [LENGTH, CHUNKED], ids=["length", "chunked"])
 def test_an_end_at_every_stage_is_an_error_of_its_own(whole: bytes, run: Run) -> None:
-    """F49: no answer and half a body are a death, half a head is nonsense; never a success."""
-    head_end = whole.rindex(b"\r\n\r\n", 0, 150) + 4
+    """F49: no answer, half a head and half a body are a death; never a success."""
 
     async def story() -> None:
         cut = 0
@@ -223,9 +223,9 @@ def test_an_end_at_every_stage_is_an_error_of_its_own(whole: bytes, run: Run) ->
             await say(one, whole[:cut])
 
         async with serving(script) as endpoint:
-            for cut in range(len(whole)):
-                expected: type[ModeldError] = BadUpstreamReply if 0 < cut < head_end else Died
-                with pytest.raises(expected):
+            for end in range(len(whole)):
+                cut = end
+                with pytest.raises(Died):
                     await (await get(endpoint)).read(256)
 
     run(story())
@@ -413,6 +413,44 @@ def test_pause_stops_reading_and_resume_goes_on(run: Run) -> None:
             assert len(sink.got) == size
             exchange.pause()
             exchange.resume()
+
+    run(story())
+
+
+def test_when_the_body_moved(run: Run) -> None:
+    """Only bytes of the body count; while we do not read, the silence is ours."""
+    head, _, body = LENGTH.partition(b"\r\n\r\n")
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        more, end = asyncio.Event(), asyncio.Event()
+
+        async def script(one: socket.socket) -> None:
+            await read_request(one)
+            await say(one, head + b"\r\n\r\n")
+            await more.wait()
+            await say(one, body[:10])
+            await end.wait()
+
+        async with serving(script) as endpoint:
+            exchange = await get(endpoint)
+            sink = Sink()
+            exchange.attach(sink)
+            assert (exchange.began, exchange.moved_at(loop.time())) == (False, -math.inf)
+            exchange.pause()
+            assert (exchange.began, exchange.moved_at(7.5)) == (False, 7.5)
+            exchange.resume()
+            resumed = exchange.moved_at(math.inf)
+            assert not exchange.began
+            assert -math.inf < resumed <= loop.time()
+            more.set()
+            await sink.until(10)
+            assert exchange.began
+            assert resumed <= exchange.moved_at(math.inf) <= loop.time()
+            exchange.pause()
+            assert exchange.moved_at(math.inf) == math.inf
+            exchange.abort()
+            end.set()
 
     run(story())
 

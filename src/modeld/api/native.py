@@ -266,6 +266,7 @@ class _Infer(Answer):
         self._exchange: Exchange | None = None
 
     async def begin(self, exchange: Exchange) -> bool:
+        self.translator = SseToNdjson(stream=self.stream)
         if exchange.status != 200:
             raise await refusal(exchange)
         self._exchange = exchange

@@ -111,6 +111,7 @@ class Passed(Answer):
         if not 200 <= exchange.status < 300:
             self._refused = await refusal_as_is(exchange)
             return False
+        self._held, self._whole, self._last_two = b"", True, (b"", b"")
         self._status = exchange.status
         self._headers = [header for header in exchange.headers if header[0] in _PASSED_HEADERS]
         self._is_events = any(name == b"content-type" and value.startswith(EVENT_STREAM.encode()) for name, value in self._headers)

@@ -7,6 +7,10 @@
 4. The child's bytes are pushed through the dialect's `Answer` to the client as they arrive, in no task of their own and through no queue.
    A client that reads slowly pauses the child; one that leaves ends the exchange at once, and with it the generation.
 5. The lease is given back, then an error becomes a status (nothing sent yet) or the answer's last record.
+
+When the instance fails before the client has had anything, the request stands in its old place again and another instance is asked: steps
+2 to 4 once more, with the body that was kept for it. How often is core's decision. An answer of a healthy instance is never asked for
+again, be it an error status or nonsense: it would be the same.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from copy import copy
 from typing import TYPE_CHECKING, Final
 
 from modeld.api.ndjson import is_showable, upstream_message
@@ -26,11 +31,11 @@ from modeld.errors import (
     BadRequest,
     BadUpstreamReply,
     ClientGone,
+    InstanceFault,
     ModeldError,
     ModelUnavailable,
     NoModelNamed,
     UnknownModel,
-    UpstreamUnreachable,
 )
 
 if TYPE_CHECKING:
@@ -60,7 +65,10 @@ class Answer(ABC):
 
     @abstractmethod
     async def begin(self, exchange: Exchange) -> bool:
-        """The child's head is there: True = push the body, False = `reply` has all of it. Raises what a bad status means."""
+        """The child's head is there: True = push the body, False = `reply` has all of it. Raises what a bad status means.
+
+        Called anew for each instance that is asked: what an earlier one said is forgotten here.
+        """
 
     @abstractmethod
     def data(self, chunk: bytes) -> None:
@@ -143,13 +151,7 @@ class Relay:
         """Have the child of `model` answer `POST path` with `call.body`. Raises whatever went wrong before the first byte."""
         call.model = model
         try:
-            try:
-                await self._run(call, model, path, answer)
-            except UpstreamUnreachable:
-                # The child died between the grant and the connection: it never had the request, so it may be asked of the next one.
-                if call.begun:
-                    raise
-                await self._run(call, model, path, answer)
+            await self._run(call, model, path, answer)
         except ModeldError as error:
             if not call.begun or isinstance(error, ClientGone):
                 raise
@@ -170,36 +172,49 @@ class Relay:
         pending = self._driver.request(_request(RequestId(number), model, call))
         ending = Ending(pending.withdraw)
         connection.on_disconnect(lambda: ending.end(ClientGone("the client left")))
-        asked_at = time.monotonic()
-        granted = False
+        since, waits = time.monotonic(), True
         try:
             async with pending as lease:
-                granted = True
-                call.wait_seconds = time.monotonic() - asked_at
-                lease.on_revoke(ending.end)
-                try:
-                    await self._ask(call, lease, path, answer, ending)
-                finally:
-                    # The driver reads tokens == 0 as "nothing has reached the client".
-                    lease.tokens = answer.completion_tokens or int(call.begun)
+                while True:
+                    call.wait_seconds += time.monotonic() - since
+                    waits = False
+                    lease.on_revoke(ending.end)
+                    failure = await self._ask(call, lease, path, answer, ending)
+                    if failure is None:
+                        return
+                    if connection.disconnected:
+                        raise ClientGone("the client left")
+                    ending = Ending(pending.withdraw)  # a new one: what ended the lease does not end the request
+                    since, waits = time.monotonic(), True
+                    lease = await pending.again(failure)
         finally:
-            if not granted:
-                call.wait_seconds = time.monotonic() - asked_at
+            if waits:
+                call.wait_seconds += time.monotonic() - since
             ending.now(_nothing)
 
-    async def _ask(self, call: Call, lease: Lease, path: str, answer: Answer, ending: Ending) -> None:
-        exchange = await _open(call, lease, path, ending)
-        call.body = b""  # the child has it: a long answer need not hold a long prompt in memory
+    async def _ask(self, call: Call, lease: Lease, path: str, answer: Answer, ending: Ending) -> InstanceFault | None:
+        """None when the child has answered; what it failed with when another may be asked, for the client has had nothing yet."""
+        answer.prompt_tokens = answer.completion_tokens = 0  # of an instance that was asked before
         try:
-            ending.now(exchange.abort)
-            if await answer.begin(exchange):
-                call.connection.on_pressure(exchange.pause, exchange.resume)
-                exchange.attach(answer)
-                await exchange.finished()
-                answer.end()
+            exchange = await _open(call, lease, path, ending)
+            try:
+                lease.follow(exchange)
+                ending.now(exchange.abort)
+                if await answer.begin(exchange):
+                    call.connection.on_pressure(exchange.pause, exchange.resume)
+                    exchange.attach(answer)
+                    await exchange.finished()
+                    answer.end()
+            finally:
+                ending.now(_nothing)
+                exchange.abort()
+        except InstanceFault as fault:
+            if call.begun or isinstance(fault, BadUpstreamReply):
+                raise
+            return copy(fault)  # its traceback would hold all of this while the request waits
         finally:
-            ending.now(_nothing)
-            exchange.abort()
+            lease.tokens = answer.completion_tokens
+        return None
 
 
 def _named(table: ModelTable, name: str) -> ModelSpec:

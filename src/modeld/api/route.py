@@ -94,7 +94,7 @@ class Call:
     headers         lower-case name -> value; of a repeated name the last one
     query           what follows the `?` of the address, as it came
     answer_headers  what every answer to this request carries: request id, CORS, type sniffing off
-    body            the request's body; emptied as soon as the child has it
+    body            the request's body; emptied when the answer begins: until then another instance may have to be asked
     terms           what the scheduler is told of it besides its model
     begun           the head of the answer went out through `connection`
     status, model, wait_seconds, tokens, fault   for the log line
@@ -118,6 +118,7 @@ class Call:
     def start(self, status: int, headers: list[Header]) -> None:
         """Send the head of a streamed answer."""
         self.begun = True
+        self.body = b""  # a long answer need not hold a long prompt in memory
         self.status = status
         self.connection.start(status, [*headers, *self.answer_headers])
 

@@ -267,8 +267,10 @@ class Book:
         if kind == Alarm.DRAIN:
             return instance.state is State.DRAINING and instance.drain_deadline < math.inf
         if kind == Alarm.GRANT:
-            return self.lines.length(instance.model) > 0
-        return bool(instance.leases) is (kind == Alarm.PROGRESS) and instance.state in (State.READY, State.DRAINING)
+            return True  # whoever comes before it rings waits for it
+        if kind == Alarm.PROGRESS:
+            return instance.watched  # also while it is idle: as long as it says so no other is set
+        return not instance.leases and instance.state in (State.READY, State.DRAINING)
 
     # --- memory, in MiB -----------------------------------------------------------------------------------------------
 
@@ -328,13 +330,14 @@ class Book:
     def least_mb(self) -> int:
         """No model takes less of some device than this."""
         if self._least_mb is None:
-            devices = max(1, len([device for device in self.devices if device != HOST]))
+            devices = [device for device in self.devices if device != HOST]
             needs = [
-                self.need(model).total_mb // (devices if spec.split else 1)
+                self.need(model).total_mb // (max(1, len(devices)) if spec.split else 1)
                 for model, spec in self.models.items()
                 if spec.unavailable is None
             ]
-            self._least_mb = min(needs, default=0)
+            unlimited = any(self.limit_mb(device) is None for device in devices)
+            self._least_mb = 0 if unlimited else min(needs, default=0)
         return self._least_mb
 
     def forget_memory(self, *, needs: bool = False) -> None:

@@ -75,9 +75,9 @@ class Bookings:
         instance = book.by_model.get(model)
         if instance is None:
             return changed
-        if instance.state is State.LOADING and not book.lines.length(model):
-            self.replan = True  # nobody wants the load
-        elif instance.turn_until > -math.inf and not book.turn_waits(instance):
+        if not instance.leases and not book.lines.length(model):
+            self.replan = True  # nobody wants it, or its load, any more
+        if instance.turn_until > -math.inf and not book.turn_waits(instance):
             instance.turn_until = -math.inf
             self.replan = True
         return changed
@@ -216,6 +216,7 @@ class Bookings:
         """Whoever it was closed for does not need it any more."""
         instance.advance(Signal.RESUME)
         instance.drain_why, instance.closed_for = "", ""
+        self.book.wishes.pop(instance.model, None)
         self.touched[instance.id] = None
 
     def drain(self, instance: Instance, why: str, now: float) -> None:

@@ -82,7 +82,8 @@ def plan(demands: Iterable[Demand], residents: Sequence[Candidate], room: Room, 
             pool = _keep(demand, pool, room)
         elif not demand.checked:
             result.waits[demand.model] = CHECKING
-            _take(room, min(demand.places, key=lambda place: _left_over(place, room.free)), only_free=True)
+            fitting = [place for place in demand.places if _fits(place, room.free)] or demand.places
+            _take(room, min(fitting, key=lambda place: _left_over(place, room.free)), only_free=True)
         else:
             pool = _decide(demand, pool, room, result)
         reach = _reach(pool, room, due=due)

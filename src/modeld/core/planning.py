@@ -115,6 +115,7 @@ class Planner:
         """The next moment at which a demand becomes due, a protection or a turn ends, or a model may be started again."""
         book = self._book
         if not book.demands and not book.wishes:
+            self._again_at = math.inf  # it means nothing now and may be dropped: the next demand sets its own
             return
         due = book.due_count(now)
         at = book.demands[due][2] + book.limits.fairness_wait_seconds if due < len(book.demands) else math.inf

@@ -103,6 +103,7 @@ class Scheduler:
                 do.exited(book.get(instance_id), _ending(code, reason), now)
             case MemoryFreed(instance_id):
                 do.freed(book.get(instance_id), now)
+                self._refuse_misfits()  # settings or pins may have changed since its line was let in
             case ModelTableReplaced(models):
                 self._replace_models(models, now)
             case SettingsReplaced(limits):
@@ -219,15 +220,15 @@ class Scheduler:
             do.suspect(instance, now)
         if not before_first_byte:  # 1
             return
-        spec = book.models.get(lease.request.model)
-        gone = admission.gone(lease.request.model, spec)
-        if gone is None and not lease.waiting.requeued and lease.keeps_place and not book.shutting_down:  # 2
-            if book.breaker.is_open(lease.request.model) and book.by_model.get(lease.request.model) is None:
-                do.refuse(request, lease.revoked or error or _fault(lease.request.model))
-            else:
-                do.restore(lease, now)
-        else:  # 3
-            do.refuse(request, lease.revoked or error or gone or _fault(lease.request.model))
+        model = lease.request.model
+        gone = admission.gone(model, book.models.get(model))
+        circuit_open = book.breaker.is_open(model) and book.breaker.blocked_until(model) > now
+        if not lease.keeps_place or book.shutting_down:  # 3
+            do.refuse(request, lease.revoked or error or _fault(model))
+        elif gone is not None or lease.waiting.requeued or circuit_open:
+            do.refuse(request, error or lease.revoked or gone or _fault(model))
+        else:  # 2
+            do.restore(lease, now)
 
     def _stuck(self, instance: Instance, now: float) -> None:
         """Nothing moves: it looks alive and is not. What has not begun is asked again of its successor."""
@@ -273,8 +274,11 @@ class Scheduler:
                     book.wishes.setdefault(instance.model, False)
                     do.unchecked[instance.model] = None
                 do.drain(instance, "replaced", now)
-        for model in [model for model in book.wishes if (spec := models.get(model)) is None or spec.unavailable is not None]:
-            del book.wishes[model]
+        for model in list(book.wishes):
+            if admission.gone(model, models.get(model)) is None:
+                do.unchecked[model] = None
+            else:
+                del book.wishes[model]
         for model in book.lines.models():
             if (refusal := admission.gone(model, models.get(model))) is not None:
                 do.refuse_line(model, refusal)

@@ -3,17 +3,23 @@
 
 Requests get a `PendingLease`; inside its `async with` they hold a slot of a ready instance. The stream owns the lease: it is released
 when the block is left, by whatever way.
+
+Each Grant is answered by exactly one event: LeaseReleased, LeaseFailed, or RequestWithdrawn when its owner was cancelled before it saw the
+lease. More than one would be wrong: after LeaseFailed(before_first_byte) the same request may run again, and a late report about its first
+lease would end the second.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Protocol, assert_never
+from typing import Final, Protocol, assert_never
 
 from modeld.core.messages import (
     CheckLaunch,
@@ -25,6 +31,7 @@ from modeld.core.messages import (
     LeaseFailed,
     LeaseReleased,
     MemoryFreed,
+    ProgressChecked,
     Refuse,
     RequestArrived,
     RequestWithdrawn,
@@ -33,14 +40,17 @@ from modeld.core.messages import (
     StopInstance,
     Wakeup,
 )
-from modeld.core.model import InstanceId, ModelSpec, Request, RequestId
+from modeld.core.model import DeviceId, InstanceId, ModelSpec, Request, RequestId
 from modeld.core.scheduler import Scheduler
 from modeld.core.snapshot import Explanation, Snapshot
-from modeld.errors import ClientGone, DeadlineUnreachable, InstanceFault, InvariantError, ModeldError, QueueFull, WaitTimeout
+from modeld.errors import ClientGone, DeadlineUnreachable, Died, InstanceFault, InvariantError, ModeldError, QueueFull, WaitTimeout
 from modeld.runtime.adapters.interface import Served
 from modeld.runtime.journal import Journal
 
 log = logging.getLogger("modeld.driver")
+
+LATE_SECONDS: Final = 1.0
+"""A timer that comes so late tells that the whole daemon stood still: what came meanwhile has not been read yet."""
 
 
 class Actor(Protocol):
@@ -52,8 +62,16 @@ class Actor(Protocol):
     def served(self, instance: InstanceId) -> Served | None: ...
 
 
+class Progress(Protocol):
+    """What tells whether an answer moves: runtime.upstream.Exchange."""
+
+    @property
+    def began(self) -> bool: ...
+    def moved_at(self, now: float) -> float: ...
+
+
 class Observer(Protocol):
-    """Who counts: api.metrics.Metrics. All durations in seconds."""
+    """Who counts: api.metrics.Metrics. All durations in seconds; a wait is one in line, a request that has to wait again has two."""
 
     def observe_wait(self, seconds: float) -> None: ...
     def observe_load(self, seconds: float) -> None: ...
@@ -69,12 +87,14 @@ class Recorder(Protocol):
 class Lease:
     """A slot of a ready instance, held while a request runs."""
 
-    __slots__ = ("_on_revoke", "_revoked", "instance", "request", "served", "tokens")
+    __slots__ = ("_granted_at", "_on_revoke", "_progress", "_revoked", "instance", "request", "served", "tokens")
 
-    def __init__(self, request: Request, instance: InstanceId, served: Served) -> None:
+    def __init__(self, request: Request, instance: InstanceId, served: Served, granted_at: float) -> None:
         self.request = request
         self.instance = instance
         self.served = served
+        self._granted_at = granted_at
+        self._progress: Progress | None = None
         self.tokens = 0
         """Tokens generated, set by the holder when it knows."""
         self._revoked: ModeldError | None = None
@@ -85,6 +105,19 @@ class Lease:
         self._on_revoke = callback
         if self._revoked is not None:
             callback(self._revoked)
+
+    def follow(self, progress: Progress) -> None:
+        """From now on `progress` tells whether the answer moves; before, only the grant counts."""
+        self._progress = progress
+
+    @property
+    def began(self) -> bool:
+        """Whether a byte of the answer's body has come from the instance, seen by the client or not."""
+        return self._progress is not None and self._progress.began
+
+    def moved_at(self, now: float) -> float:
+        """Loop time of the last byte of the body, or of the grant; `now` while a slow client keeps us from reading."""
+        return self._granted_at if self._progress is None else max(self._granted_at, self._progress.moved_at(now))
 
     @property
     def revoked(self) -> ModeldError | None:
@@ -104,24 +137,44 @@ class PendingLease:
         self._driver = driver
         self._request = request
         self._granted: asyncio.Future[Lease] = driver.loop.create_future()
+        self._held: Lease | None = None
 
     async def __aenter__(self) -> Lease:
         if not self._granted.done():  # else the client left before it had said all
             self._driver.arrive(self._request, self._granted)
+        return await self._wait()
+
+    async def again(self, error: ModeldError) -> Lease:
+        """The lease failed with `error` before anything reached the client: stand in the old place again, and wait for another one.
+
+        Raises the refusal; that of a second failure is `error`. The journal keeps `error`: give one that was not raised, a traceback holds
+        the whole request.
+        """
+        if self._held is None:
+            raise InvariantError(f"request {self._request.id} holds no lease that could fail")
+        instance, self._held = self._held.instance, None
+        self._granted = self._driver.loop.create_future()
+        self._driver.line_up_again(self._request, self._granted, instance, error)
+        return await self._wait()
+
+    async def _wait(self) -> Lease:
         try:
-            return await self._granted
+            self._held = await self._granted
+            return self._held
         except asyncio.CancelledError:
             self._driver.leave(self._request.id, RequestWithdrawn(self._request.id))
             raise
         finally:
-            if self._granted.done() and (self._granted.cancelled() or self._granted.exception() is not None):
+            if self._held is None:
                 # The error's traceback holds this frame, and with it us: holding the error would keep all three until a full collection.
                 self._granted = self._driver.never
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        request, tokens = self._request.id, self._granted.result().tokens
+        if self._held is None:
+            return  # refused, withdrawn or cancelled while it waited again: over already
+        request, tokens = self._request.id, self._held.tokens
         if isinstance(error, InstanceFault):
-            self._driver.leave(request, LeaseFailed(request, before_first_byte=tokens == 0))
+            self._driver.leave(request, LeaseFailed(request, before_first_byte=False, error=copy(error)))
         else:
             self._driver.leave(request, LeaseReleased(request, tokens))
 
@@ -130,6 +183,16 @@ class PendingLease:
         if not self._granted.done():
             self._granted.set_exception(error or ClientGone("the client left while it waited"))
             self._driver.leave(self._request.id, RequestWithdrawn(self._request.id))
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A request without a lease. `since` is loop time; `lost` the instance that failed it, None the first time."""
+
+    request: Request
+    granted: asyncio.Future[Lease]
+    since: float
+    lost: InstanceId | None = None
 
 
 class Driver:
@@ -149,7 +212,10 @@ class Driver:
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
-        self._pending: dict[RequestId, tuple[Request, asyncio.Future[Lease], float]] = {}
+        self._timer_due = math.inf
+        self._late_until = -math.inf
+        """Until then the daemon stood still: no silence before it counts."""
+        self._pending: dict[RequestId, _Waiting] = {}
         self._leases: dict[RequestId, Lease] = {}
         self._started: dict[InstanceId, float] = {}
         self._empty = asyncio.Event()
@@ -181,8 +247,14 @@ class Driver:
         return PendingLease(self, request)
 
     def arrive(self, request: Request, granted: asyncio.Future[Lease]) -> None:
-        self._pending[request.id] = (request, granted, self.loop.time())
+        self._pending[request.id] = _Waiting(request, granted, self.loop.time())
         self.post(RequestArrived(request))
+
+    def line_up_again(self, request: Request, granted: asyncio.Future[Lease], instance: InstanceId, error: ModeldError) -> None:
+        """The lease on `instance` is over, the request is not: core may grant or refuse in the step of this very event."""
+        self._leases.pop(request.id, None)
+        self._pending[request.id] = _Waiting(request, granted, self.loop.time(), lost=instance)
+        self.post(LeaseFailed(request.id, before_first_byte=True, error=error))
 
     def leave(self, request: RequestId, event: Event) -> None:
         self._pending.pop(request, None)
@@ -224,8 +296,17 @@ class Driver:
         if isinstance(event, InstanceReady) and (started := self._started.pop(event.instance, None)) is not None:
             self._observer.observe_load(now - started)
             log.info("ready %s after %.3f s", event.instance, now - started)
+        if isinstance(event, LeaseFailed) and event.before_first_byte:
+            self._tell_again(event, commands)
         for command in commands:
             self._carry_out(command, now)
+
+    def _tell_again(self, event: LeaseFailed, commands: list[Command]) -> None:
+        """A line for the log when the request waits again; that it is refused instead says the line of the refusal."""
+        waiting = self._pending.get(event.request)
+        if waiting is not None and not any(isinstance(command, Refuse) and command.request == event.request for command in commands):
+            why = event.error or Died("it failed")
+            log.info("request %s of %s waits again: %s: %s", event.request, waiting.request.model, waiting.lost, why.message)
 
     def _carry_out(self, command: Command, now: float) -> None:
         if self._actor is None:
@@ -236,17 +317,15 @@ class Driver:
             case Refuse(request, error):
                 self._refuse(request, error, now)
             case RevokeLease(request, error):
-                log.info("end request %s: %s", request, error.message)
-                if (lease := self._leases.get(request)) is not None:
+                if (lease := self._leases.get(request)) is not None:  # else it has been given back: that event is on its way
+                    log.info("end request %s on %s: %s", request, lease.instance, error.message)
                     lease.revoke(copy(error))
-                else:  # granted and given back in the same step
-                    self.post(LeaseReleased(request))
             case CheckLaunch(spec):
                 self._actor.check(spec)
-            case CheckProgress():
-                pass
-            case StartInstance(instance, spec):
-                log.info("start %s", instance)
+            case CheckProgress(instance):
+                self.post(self._progress(instance, now))
+            case StartInstance(instance, spec, need_mb):
+                log.info("start %s: %s", instance, _where(need_mb))
                 self._started[instance] = now
                 self._actor.start(instance, spec)
             case StopInstance(instance, why):
@@ -256,29 +335,37 @@ class Driver:
             case _:
                 assert_never(command)
 
+    def _progress(self, instance: InstanceId, now: float) -> ProgressChecked:
+        leases = [lease for lease in self._leases.values() if lease.instance == instance]
+        moved = {lease.request.id: max(lease.moved_at(now), self._late_until) for lease in leases}
+        return ProgressChecked(instance, moved, frozenset(lease.request.id for lease in leases if lease.began))
+
     def _grant(self, request: RequestId, instance: InstanceId, now: float) -> None:
-        pending = self._pending.pop(request, None)
-        served = None if self._actor is None else self._actor.served(instance)
-        if pending is None or pending[1].done() or served is None:
-            # The client left, or the instance died, while the grant was on its way.
-            if pending is not None and not pending[1].done():
-                pending[1].set_exception(InstanceFault("the model server ended before it could answer"))
+        waiting = self._pending.get(request)
+        if waiting is None or waiting.granted.done():  # the client left while the grant was on its way
+            self._pending.pop(request, None)
             self.post(LeaseReleased(request))
             return
-        asked, granted, arrived = pending
-        self._observer.observe_wait(now - arrived)
-        self._leases[request] = lease = Lease(asked, instance, served)
-        granted.set_result(lease)
+        served = None if self._actor is None else self._actor.served(instance)
+        if served is None:  # the instance died while the grant was on its way
+            self._pending[request] = replace(waiting, lost=instance)
+            error = Died("the model server ended before it could answer; try again")
+            self.post(LeaseFailed(request, before_first_byte=True, error=error))
+            return
+        del self._pending[request]
+        self._observer.observe_wait(now - waiting.since)
+        self._leases[request] = lease = Lease(waiting.request, instance, served, now)
+        waiting.granted.set_result(lease)
 
     def _refuse(self, request: RequestId, error: ModeldError, now: float) -> None:
-        pending = self._pending.pop(request, None)
+        waiting = self._pending.pop(request, None)
         if isinstance(error, QueueFull | WaitTimeout | DeadlineUnreachable):
             self._observer.backpressure(error.kind)
-        if pending is not None:
-            log.info("refuse request %s (%s): %s", request, error.kind, error.message)
-            if not pending[1].done():
+        if waiting is not None:
+            log.info("refuse request %s of %s (%s): %s", request, waiting.request.model, error.kind, error.message)
+            if not waiting.granted.done():
                 # A copy: the journal keeps the error, and where it is raised it gets a traceback that holds the whole request.
-                pending[1].set_exception(copy(error))
+                waiting.granted.set_exception(copy(error))
 
     def _arm(self) -> None:
         """One timer, for the scheduler's next deadline."""
@@ -288,9 +375,13 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = at
+        self._timer_due = math.inf if at is None else max(at, self.loop.time())
         self._timer = None if at is None else self.loop.call_at(at, self._wake)
 
     def _wake(self) -> None:
+        now = self.loop.time()
+        if now - self._timer_due > LATE_SECONDS:
+            self._late_until = now
         self._timer = self._timer_at = None
         self.post(Wakeup())
 
@@ -299,3 +390,8 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = self._timer_at = None
+
+
+def _where(need_mb: Mapping[DeviceId, int]) -> str:
+    """What was booked, for a log line."""
+    return ", ".join(f"{mb} MiB of {device}" for device, mb in sorted(need_mb.items())) or "nothing booked"

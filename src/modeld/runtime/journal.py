@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from modeld.core.messages import Command, Event, LoadProgressed, Wakeup
+from modeld.core.messages import CheckProgress, Command, Event, LoadProgressed, ProgressChecked, Wakeup
 
 KEEP: Final = 256
 
@@ -22,13 +22,17 @@ class Entry:
 
 
 class Journal:
-    """A ring of steps. Events that changed nothing worth telling (timers, progress) are kept only with their commands."""
+    """A ring of steps. Events that changed nothing worth telling (timers, progress) are kept only with their commands.
+
+    A look at the progress is no such command: one each few seconds would push out all that led to a crash.
+    """
 
     def __init__(self, keep: int = KEEP) -> None:
         self._ring: deque[Entry] = deque(maxlen=keep)
 
     def record(self, at: float, event: Event, commands: list[Command]) -> None:
-        if commands or not isinstance(event, Wakeup | LoadProgressed):
+        told = any(not isinstance(command, CheckProgress) for command in commands)
+        if told or not isinstance(event, Wakeup | LoadProgressed | ProgressChecked):
             self._ring.append(Entry(at, event, tuple(commands)))
 
     def lines(self) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import re
 import socket
 import ssl
@@ -71,12 +72,14 @@ class Exchange(asyncio.Protocol):
         "_interim",
         "_loop",
         "_message_done",
+        "_moved_at",
         "_parser",
         "_parts",
         "_paused",
         "_pending",
         "_quiet_bytes",
         "_reading_stopped",
+        "_resumed_at",
         "_sink",
         "_transport",
         "_until_eof",
@@ -94,8 +97,8 @@ class Exchange(asyncio.Protocol):
     async def open(cls, endpoint: Endpoint, method: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes) -> Exchange:
         """Connect, send the whole request and return when the response head is there. There is no time limit on the answer.
 
-        Cancelling closes the socket at once. Raises UpstreamUnreachable (no connection: nothing was sent), Died (closed without an answer),
-        BadUpstreamReply (the answer is not HTTP, or its head is above 64 KiB), BadRequest (a field that cannot be sent).
+        Cancelling closes the socket at once. Raises UpstreamUnreachable (no connection: nothing was sent), Died (closed before its head
+        was whole), BadUpstreamReply (the answer is not HTTP, or its head is above 64 KiB), BadRequest (a field that cannot be sent).
         """
         request = _render_request(endpoint, method, path, headers, body)
         exchange = cls(bodyless=method == "HEAD")
@@ -132,6 +135,15 @@ class Exchange(asyncio.Protocol):
         """Read on after `pause`."""
         self._paused = False
         self._steer()
+
+    @property
+    def began(self) -> bool:
+        """Whether a byte of the body has come."""
+        return self._moved_at > -math.inf
+
+    def moved_at(self, now: float) -> float:
+        """When the body last moved (loop time), -inf = not yet. It is `now` while we do not read: then nobody but the sink keeps it."""
+        return now if self._reading_stopped else max(self._moved_at, self._resumed_at)
 
     async def finished(self) -> None:
         """Return at the end of the message, after the sink has had its last byte.
@@ -180,6 +192,7 @@ class Exchange(asyncio.Protocol):
         self._until_eof = True
         self._head_bytes = 0
         self._quiet_bytes = 0
+        self._moved_at = self._resumed_at = -math.inf
         self._parser = httptools.HttpResponseParser(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -198,6 +211,7 @@ class Exchange(asyncio.Protocol):
                 error = BadUpstreamReply("The model server sent something that is not HTTP.", detail=f"{type(exc).__name__}: {exc}")
         parts = self._parts
         if parts:
+            self._moved_at = self._loop.time()
             self._quiet_bytes = 0
             chunk = parts[0] if len(parts) == 1 else b"".join(parts)
             parts.clear()
@@ -269,8 +283,6 @@ class Exchange(asyncio.Protocol):
         elif self._head_done:
             complete = self._until_eof and exc is None
             self._end(None if complete else Died("The model server ended in the middle of its answer. Try again.", detail=str(exc or "")))
-        elif self._quiet_bytes:
-            self._end(BadUpstreamReply("The model server ended in the middle of its answer. Try again.", detail=str(exc or "")))
         else:
             self._end(Died("The model server ended before it answered. Try again.", detail=str(exc or "")))
 
@@ -292,6 +304,7 @@ class Exchange(asyncio.Protocol):
         if stop:
             self._transport.pause_reading()
         else:
+            self._resumed_at = self._loop.time()
             self._transport.resume_reading()
 
     async def _wait(self) -> None:

@@ -58,6 +58,15 @@ async def test_flags_that_an_older_build_lacks_are_left_out_and_named(make: Make
     await adapter.close()
 
 
+@pytest.mark.parametrize(("flags", "given"), [(None, True), (frozenset(("-m", "--sse-ping-interval")), True), (frozenset(("-m",)), False)])
+def test_no_pings_are_sent(flags: frozenset[str] | None, given: bool) -> None:
+    """A build that does not know the flag sends none."""
+    said = arguments(SPEC, Path("/s"), Build(flags=flags))
+    assert ("--sse-ping-interval" in said) is given
+    if given:
+        assert said[said.index("--sse-ping-interval") + 1] == "-1"
+
+
 async def test_a_binary_that_changed_is_looked_at_again(make: Make, tmp_path: Path) -> None:
     adapter = make()
     await adapter.describe()

@@ -54,6 +54,11 @@ def test_every_option_is_passed_on() -> None:
     assert params.n_threads_http > 3
 
 
+def test_no_pings_are_sent() -> None:
+    """A ping would begin an answer before its first token, and a server that computes nothing any more would go on sending them."""
+    assert applied(ModelSpec(ModelId("a.gguf"), path="/m/a.gguf")).sse_ping_interval == -1
+
+
 def test_nothing_is_left_to_the_engine() -> None:
     """No fit pass, no page, no prompt cache beyond what was asked for, no download."""
     params = applied(ModelSpec(ModelId("a.gguf"), path="/m/a.gguf"))

@@ -166,6 +166,7 @@ def arguments(spec: ModelSpec, socket: Path, build: Build) -> list[str]:
         (("--slots",), None),
         (("--no-ui", "--no-webui"), None),
         (("--offline",), None),
+        (("--sse-ping-interval",), "-1"),  # a ping is neither the first byte of an answer nor a sign that it moves
         (("--threads-http",), str(options.parallel + 4)),
         (("-kvu", "--kv-unified") if options.kv_unified else ("-no-kvu", "--no-kv-unified"), None),
     ]

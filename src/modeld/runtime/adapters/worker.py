@@ -110,6 +110,7 @@ def apply(params: Any, wanted: Parameters, engine: Any) -> None:
     params.warmup = True
     params.offline = True
     params.n_threads_http = wanted["parallel"] + 4
+    params.sse_ping_interval = -1  # a ping is neither the first byte of an answer nor a sign that it moves
     if wanted["mmproj"]:
         params.mmproj.path = wanted["mmproj"]
 
