@@ -211,7 +211,9 @@ class Full:
         raise OSError(28, "No space left on device")
 
 
-async def test_a_disk_that_hangs_costs_the_trace_not_the_loop(path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+async def test_a_disk_that_hangs_costs_the_trace_not_the_loop(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(trace, "QUEUE_BYTES_MAX", 1000)
     monkeypatch.setattr(trace, "CLOSE_SECONDS", 0.0)
     writer = TraceWriter(path, LIMITS, now=0.0)
