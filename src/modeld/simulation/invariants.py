@@ -61,6 +61,7 @@ NAMES = (
     "closing",
     "needless",
     "queues",
+    "hopeless",
     "idle_slot",
     "room_unused",
     "due_stands",
@@ -153,6 +154,8 @@ class Watch:
             self._first_grant(event, commands, now)
         self._idle_slots(now)
         if demands:
+            if is_due and len(demands) > 1 and outside.gave_way:
+                demands = outside.in_order(demands, now)
             if self._is["room_unused"]:
                 self._room_unused(demands, now)
             if is_due and self._is["due_stands"]:
@@ -173,6 +176,8 @@ class Watch:
             if view.state == "draining":
                 self._draining = True
                 if not seen.draining or seen.closed_for != view.closed_for:
+                    if view.closed_for and not seen.draining:
+                        self.outside.give_way(seen)
                     seen.close(view.closed_for, now)
                     closed.append(seen)
             elif seen.draining and seen.state is READY:
@@ -304,8 +309,12 @@ class Watch:
             spec = outside.models.get(model)
             if spec is None:
                 continue
+            if is_hopeless(outside, spec):
+                if self._is["hopeless"]:
+                    self._fail("hopeless", f"{asked.request.id} waits for {model}, which does not fit beside what is pinned")
+                continue
             is_due = outside.due_at(asked) <= now + EPSILON
-            if fits(spec, room, capacity) and is_clear(outside, spec) and outside.is_checked(model) and not is_hopeless(outside, spec):
+            if fits(spec, room, capacity) and is_clear(outside, spec) and outside.is_checked(model):
                 ahead = waiting if is_due else who_goes_before(outside, model, demands, now)
                 left = without_need_of(room, [outside.models[name] for name in ahead])
                 if fits(spec, left, capacity) and self._may_start(model, now):
@@ -322,7 +331,7 @@ class Watch:
         outside = self.outside
         asked, model = demands[0]
         spec = outside.models.get(model)
-        if spec is None or not outside.is_checked(model) or not is_clear(outside, spec):
+        if spec is None or not outside.is_checked(model) or not is_clear(outside, spec) or is_hopeless(outside, spec):
             return
         capacity = outside.capacity_mb()
         going = [seen for seen in outside.instances.values() if seen.state is not LOADING and (seen.draining or seen.state is not READY)]
