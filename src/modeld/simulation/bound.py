@@ -108,7 +108,7 @@ class Bound:
             for name, line in outside.lines.items()
             if (seen := outside.by_model.get(name)) is not None and (seen.draining or seen.state not in (LOADING, READY))
         ]
-        older = [name for asked, name in [*demands, *leaving] if outside.rank_of_age(asked, name) < mine and name != model]
+        older = [name for asked, name in [*demands, *leaving] if outside.rank_of_age(asked, name) <= mine and name != model]
         ahead = [
             seen
             for seen in outside.instances.values()
@@ -148,7 +148,7 @@ class Bound:
 
     def _out_of_the_way(self, seen: Seen, now: float) -> float:
         """When what stood in the way at the beginning no longer did."""
-        if seen.ready_at is None or seen.stopped_at is not None:
+        if seen.ready_at is None or seen.stopped_at is not None or (seen.draining and not seen.closed_for):
             return min(now, seen.gone_at)
         return seen.ready_at + self._turn_seconds(seen, now)
 

@@ -127,7 +127,7 @@ class Victims:
         if not self._is_due(model, now) and model in outside.lines:
             names = who_goes_before(outside, model, [one for one in demands if one[1] in outside.lines], now)
         else:
-            names = [name for asked, name in demands if outside.rank_of_age(asked, name) < ticket]
+            names = [name for asked, name in demands if outside.rank_of_age(asked, name) <= ticket]
         return [outside.models[name] for name in names if name != model and name in outside.models]
 
 
