@@ -332,6 +332,8 @@ class Watch:
         """The first due demand: what is going would be enough, or all that may be chosen would not."""
         outside = self.outside
         asked, model = demands[0]
+        if outside.due_at(asked) > now - EPSILON:
+            return  # it becomes due at this very moment, or the next
         if len(demands) > 1 and outside.rank_of_age(*demands[0]) == outside.rank_of_age(*demands[1]):
             return  # both gave way in one step: either may go first
         spec = outside.models.get(model)

@@ -50,7 +50,7 @@ class Victims:
             self._fail("eviction", f"{told} and is pinned or not ours")
         line = outside.lines.get(seen.model)
         if seen.ready_at is None:
-            if line or seen.model in outside.wishes:
+            if line or (seen.for_ticket == math.inf and seen.model in outside.wishes):
                 self._fail("eviction", f"{told} while it loads for somebody")
         elif not self._is_due(name, now):
             if line:
