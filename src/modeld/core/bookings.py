@@ -158,8 +158,8 @@ class Bookings:
             instance.leases.pop(request, None)
             instance.last_used = now
             self.touched[instance.id] = None
-            if not instance.leases:
-                self.replan = True
+            if not instance.leases and book.lines.of(instance.model) is None:
+                self.replan = True  # it is idle now
                 book.alarm(instance.idle_until, Alarm.IDLE, instance.id)
         return lease
 
