@@ -25,7 +25,9 @@ from modeld.core.messages import (
     MemoryFreed,
     ModelTableReplaced,
     ProgressChecked,
+    Refuse,
     RequestWithdrawn,
+    RevokeLease,
     ShutdownRequested,
     Wakeup,
 )
@@ -318,6 +320,28 @@ async def test_a_broken_invariant_is_reported_and_the_driver_goes_on(caplog: pyt
     assert "LoadRequested" in caplog.text  # the journal is in the log
     stage.driver.post(ModelTableReplaced({}))
     assert stage.driver.snapshot().instances == ()
+    stage.driver.close()
+
+
+async def test_a_command_that_cannot_be_carried_out_is_no_error_of_whoever_asked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """It is reported as what it is; the step goes on, and the request stays in line until it is withdrawn."""
+    stage = Stage()
+
+    def check(_: ModelSpec) -> None:
+        raise InvariantError("no hands")
+
+    monkeypatch.setattr(stage.hands, "check", check)
+    pending = stage.request("r1")
+    stage.driver.loop.call_soon(pending.withdraw)
+    stage.core.extra = [RevokeLease(RequestId("r9"), Died("x")), Refuse(RequestId("r9"), QueueFull("x"))]
+    with pytest.raises(ClientGone):
+        async with pending:
+            raise AssertionError("it must not get in")
+    assert [error.message for error in stage.fatal] == ["no hands"]
+    assert "invariant broken by CheckLaunch" in caplog.text
+    assert stage.counts.pressure == ["queue_full"]  # the last command of the step
     stage.driver.close()
 
 

@@ -275,8 +275,7 @@ class Driver:
         try:
             commands = self._scheduler.handle(event, now)
         except InvariantError as error:
-            log.critical("invariant broken by %s: %s\n%s", event, error.message, "\n".join(self.journal.lines()))
-            self._on_fatal(error)
+            self._broken(event, error)
             return
         self.journal.record(now, event, commands)
         if isinstance(event, MemoryFreed):
@@ -288,7 +287,14 @@ class Driver:
         if isinstance(event, LeaseFailed) and event.before_first_byte:
             self._tell_again(event, commands)
         for command in commands:
-            self._carry_out(command, now)
+            try:
+                self._carry_out(command, now)
+            except InvariantError as error:  # it is ours, not of whoever posted; the other commands are still owed
+                self._broken(command, error)
+
+    def _broken(self, by: Event | Command, error: InvariantError) -> None:
+        log.critical("invariant broken by %s: %s\n%s", by, error.message, "\n".join(self.journal.lines()))
+        self._on_fatal(error)
 
     def _tell_again(self, event: LeaseFailed, commands: list[Command]) -> None:
         """A line for the log when the request waits again; that it is refused instead says the line of the refusal."""
