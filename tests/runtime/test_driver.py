@@ -392,6 +392,29 @@ async def test_empty_is_when_the_last_memory_is_free(stage: Stage):
     assert stage.driver.snapshot().instances == ()
 
 
+async def test_idle_is_when_nothing_is_held_here(stage: Stage):
+    assert stage.driver.is_idle()
+    async with stage.request("r1"):
+        assert not stage.driver.is_idle()  # a lease
+    stage.driver.post(ShutdownRequested())
+    assert stage.driver.is_idle()
+    stage.driver.arrive(Request(RequestId("r2"), ModelId("a")), stage.driver.never)
+    assert stage.driver.is_idle()  # refused at the door
+
+
+async def test_what_waits_or_loads_is_not_idle(stage: Stage):
+    stage.hands.ready = False
+    pending = stage.request("r1")
+    seen: list[bool] = []
+    stage.driver.loop.call_soon(lambda: (seen.append(stage.driver.is_idle()), pending.withdraw()))
+    with pytest.raises(ClientGone):
+        async with pending:
+            raise AssertionError("it must not get in")
+    assert [*seen, stage.driver.is_idle()] == [False, False]  # the load goes on, for nobody
+    stage.driver.post(ShutdownRequested())
+    assert stage.driver.is_idle()
+
+
 async def test_what_is_refused_because_of_load_is_counted(stage: Stage):
     for error in (QueueFull("x"), WaitTimeout("x"), DeadlineUnreachable("x"), Draining("x")):
         stage.driver._refuse(RequestId("r"), error, 0.0)
