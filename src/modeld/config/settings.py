@@ -187,7 +187,10 @@ class Settings:
         "how long a due model, once loaded, may serve those who waited before another due one takes its place; auto = fairness_wait",
     )
     min_residency: float = setting(
-        v.duration(zero=True), "5s", LINES, "how long a freshly loaded model is not given up for another that is not due"
+        v.duration(zero=True),
+        "5s",
+        LINES,
+        "longest time for which a freshly loaded model that is idle is kept for its own next request, from others that are not due",
     )
     preempt_after: float | None = setting(
         v.or_none(v.duration(zero=False), "off"),

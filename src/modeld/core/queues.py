@@ -21,8 +21,9 @@ from typing import Final
 from modeld.core.model import ModelId, Principal, Priority, Request, RequestId
 from modeld.errors import InvariantError
 
-QUANTUM: Final = 512.0
-"""Tokens of work that a round of deficit round robin gives each principal."""
+QUANTUM: Final = 1.0
+"""Tokens of work that a round of deficit round robin gives each principal. Rounds are counted, not walked, so it may be as small as the
+unit: who has one request in line at a time is not outrun by another's burst of a quantum."""
 
 
 @dataclass(slots=True)
@@ -87,12 +88,13 @@ class Share:
         if rounds:
             for principal in lines:
                 deficit[principal] = deficit.get(principal, 0.0) + rounds * QUANTUM
-        while True:
+        for _ in range(len(lines)):
             principal = next(iter(lines))
             head = _first(lines[principal])
             if head.request.work <= deficit.get(principal, 0.0):
                 return head
             lines.move_to_end(principal)
+        return _first(next(iter(lines.values())))  # nobody can: sums of fractions may miss by their last digit
 
     def pay(self, waiting: Waiting) -> None:
         """It is granted, and leaves the line next."""

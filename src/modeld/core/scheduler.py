@@ -14,7 +14,7 @@ When a model is due, and what follows from it: docs/scheduling.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import assert_never
 
 from modeld.core import admission
@@ -102,7 +102,9 @@ class Scheduler:
             case InstanceExited(instance_id, code, reason):
                 do.exited(book.get(instance_id), _ending(code, reason), now)
             case MemoryFreed(instance_id):
-                do.freed(book.get(instance_id), now)
+                freed = book.get(instance_id)
+                do.freed(freed, now)
+                self._refuse_misfits([freed.model])  # settings or pins may have changed since its line was let in
             case ModelTableReplaced(models):
                 self._replace_models(models, now)
             case SettingsReplaced(limits):
@@ -301,11 +303,11 @@ class Scheduler:
                 self._do.watch(instance, now)
         self._refuse_misfits()
 
-    def _refuse_misfits(self) -> None:
-        """Lines of models that could never fit any more; wishes too."""
+    def _refuse_misfits(self, models: Iterable[ModelId] | None = None) -> None:
+        """Lines of models that could never fit any more; wishes too. Of all that wait for room, or of `models`."""
         book = self._book
-        for model in [*(model for _, model, _ in book.demands), *(model for model in book.wishes if model not in book.by_model)]:
-            if model in book.models and not book.places(model):
+        for model in [*(model for _, model, _ in book.demands), *book.wishes] if models is None else models:
+            if model in book.models and model not in book.by_model and not book.places(model):
                 available = max((limit or 0 for limit in book.capacity(model).values()), default=0)
                 misfit = admission.never_fits(book.models[model], book.need(model), available)
                 self._do.refuse_line(model, misfit)
