@@ -112,7 +112,7 @@ class Report:
 
 def plan_of(seed: int) -> Plan:
     """A quarter keeps asyncio's order, a quarter runs on a busy machine, a fifth has no faults."""
-    dice = random.Random(f"plan {seed}")  # noqa: S311
+    dice = random.Random(f"plan {seed}")
     limits = Limits(
         budget_mb={LOCAL: BUDGET_MB},
         margin_mb=MARGIN_MB,
@@ -234,7 +234,7 @@ class House:
         self.report = Report(plan.seed)
         self._plan = plan
         self._loop = loop
-        self._dice = random.Random(f"house {plan.seed}")  # noqa: S311
+        self._dice = random.Random(f"house {plan.seed}")
         self._here: dict[str, Guest] = {}
         """Guests that have not ended, by the id of their call."""
         complain = self.report.failures.append
@@ -272,7 +272,7 @@ class House:
     # --- guests -------------------------------------------------------------------------------------------------------
 
     async def _visit(self, number: int) -> None:
-        dice = random.Random(f"guest {self._plan.seed} {number}")  # noqa: S311
+        dice = random.Random(f"guest {self._plan.seed} {number}")
         await asyncio.sleep(dice.choice((0.0, dice.random() * 3.0, dice.random() * 20.0)))
         nature = habit(dice)
         for ask in range(nature.asks):
@@ -327,7 +327,7 @@ class House:
 
     async def _operate(self) -> None:
         """Does something now and then, also while the house closes."""
-        dice, plan = random.Random(f"operator {self._plan.seed}"), self._plan  # noqa: S311
+        dice, plan = random.Random(f"operator {self._plan.seed}"), self._plan
         table = {spec.id: spec for spec in plan.models}
         for _ in range(dice.choice((0, 3, 12))):
             await asyncio.sleep(dice.random() * 4.0)

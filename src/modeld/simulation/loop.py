@@ -63,7 +63,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Callbacks run so far."""
         self.stood_until = -math.inf
         """The end of the last `stand_still`: what rings at that moment may be late."""
-        self._dice = random.Random(seed)  # noqa: S311 - an order is to be repeatable, not secret
+        self._dice = random.Random(seed)
         self._order = order
         self._busy_seconds = busy_seconds
         self._spin_max = spin_max
