@@ -319,6 +319,7 @@ class Scheduler:
         book, do = self._book, self._do
         book.shutting_down = True
         book.wishes.clear()
+        book.checking.clear()  # what a check still finds is of no interest: a rejection would be shown as a failed model
         for model in book.breaker.models():
             book.breaker.forget(model)
         for model in book.lines.models():
