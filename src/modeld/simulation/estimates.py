@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from modeld.core.model import RequestId
 from modeld.core.scheduler import Scheduler
 from modeld.simulation.seen import Asked
-from modeld.simulation.shipped import SHIPPED, shipped
+from modeld.simulation.shipped import names, shipped
 from modeld.simulation.workload import Workload
 from modeld.simulation.world import World
 
@@ -60,14 +60,16 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="longer workloads")
     arguments = parser.parse_args()
     everything: list[float] = []
-    for name in SHIPPED:
+    for name in names():
         errors: list[float] = []
         for seed in range(arguments.seeds):
             errors += [one.error for one in estimates(shipped(name, seed=seed, scale=arguments.scale), seed)]
         everything += errors
         if errors:
             quarters = statistics.quantiles(errors, n=4) if len(errors) > 1 else [errors[0]] * 3
-            print(f"{name:<10} waits {len(errors):5}  relative error: median {quarters[1]:.2f}, quartiles {quarters[0]:.2f} to {quarters[2]:.2f}")
+            print(
+                f"{name:<10} waits {len(errors):5}  relative error: median {quarters[1]:.2f}, quartiles {quarters[0]:.2f} to {quarters[2]:.2f}"
+            )
     print(f"{'all':<10} waits {len(everything):5}  relative error: median {statistics.median(everything):.2f}")
 
 
