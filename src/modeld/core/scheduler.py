@@ -166,7 +166,9 @@ class Scheduler:
 
         def outlook() -> admission.Outlook:
             expected = forecast(book, model, now, ahead=ahead)
-            return admission.Outlook(expected.seconds, expected.room_seconds + expected.line_seconds, expected.guessed)
+            load = 0.0 if expected.guessed else expected.load_seconds
+            line = expected.line_seconds if book.pace.knows_request(model) else 0.0
+            return admission.Outlook(expected.seconds, expected.room_seconds + load + line)
 
         door = admission.Door(
             open=not book.shutting_down,
