@@ -129,9 +129,11 @@ class Bookings:
         instance.watched = False
         if not leases or instance.state not in (State.READY, State.DRAINING):
             return True
+        for request, lease in leases:
+            lease.began = lease.began or request in began
         running = [
             Running(
-                began=request in began,
+                began=lease.began,
                 moved=lease.granted if moved is None else moved.get(request, lease.granted),
                 prompt_tokens=lease.request.prompt_tokens,
                 answer_tokens=lease.request.answer_tokens,
