@@ -239,6 +239,7 @@ class Scheduler:
         error = Stuck(f'the model server of "{instance.model}" lives, but nothing came from it; it was stopped')
         self._do.stop(instance, "stuck", now)
         self._do.died(instance, error, now)
+        self._do.replan = True  # memory comes back that nobody counted on
 
     # --- launches -----------------------------------------------------------------------------------------------------
 
@@ -341,6 +342,9 @@ class Scheduler:
             if do.replan:  # 2
                 do.replan = False
                 self._planner.run(now)
+                if do.pins_moved:
+                    do.pins_moved = False
+                    self._refuse_misfits()
             self._settle(now)
             if not do.replan:
                 return
