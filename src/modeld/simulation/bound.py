@@ -15,9 +15,9 @@ memory is back, the longest over the victims of that demand; a turn until its la
 What faults do to it. The clock starts again, at that moment and with a new list of older demands, when the oldest request leaves or is
 refused (the bound is for the oldest), when the models or the settings are replaced, when an operator wishes or unloads a model. A demand
 that lost its instance to a crash, a hang or an unload, or whose request, older than ours, failed and stands in line again, joins A. A
-model that failed while its request waited is excused (back-off), and so is, with several devices, one beside a pinned model: that may
-stand in the only place where there is room enough, and never gives way. `judged` and `excused` count both, so that the check cannot
-become empty unseen.
+model that failed while its request waited is excused (back-off). So is one beside pinned models that leave it no room (a budget was
+lowered) or that, with several devices, may stand in the only place that is large enough: they never give way. `judged` and `excused`
+count both, so that the check cannot become empty unseen.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from collections.abc import Callable
 from modeld.core.messages import Event, LoadRequested, ModelTableReplaced, SettingsReplaced, UnloadRequested
 from modeld.core.model import ModelId
 from modeld.simulation.outside import Outside
+from modeld.simulation.room import fits
 from modeld.simulation.seen import LOADING, READY, Asked, Seen
 
 SLACK_SECONDS = 1e-6
@@ -108,7 +109,7 @@ class Bound:
             for name, line in outside.lines.items()
             if (seen := outside.by_model.get(name)) is not None and (seen.draining or seen.state not in (LOADING, READY))
         ]
-        older = [name for asked, name in [*demands, *leaving] if outside.rank_of_age(asked, name) < mine and name != model]
+        older = [name for asked, name in [*demands, *leaving] if outside.rank_of_age(asked, name) <= mine and name != model]
         ahead = [
             seen
             for seen in outside.instances.values()
@@ -120,7 +121,12 @@ class Bound:
         outside = self._outside
         if outside.failed_at.get(asked.request.model, -math.inf) >= asked.arrived or asked.requeued:
             return True
-        return len(outside.limits.budget_mb) > 1 and any(outside.is_pinned(seen) for seen in self._recent(due.since))
+        pinned = [seen for seen in self._recent(due.since) if outside.is_pinned(seen)]
+        spec = outside.models.get(asked.request.model)
+        if not pinned or spec is None:
+            return False
+        room = {device: mb - sum(seen.frees_mb(device) for seen in pinned) for device, mb in outside.capacity_mb().items()}
+        return len(outside.limits.budget_mb) > 1 or not fits(spec, room, outside.capacity_mb())
 
     def _recent(self, since: float) -> list[Seen]:
         """Instances of now, and those that went since then."""
@@ -148,7 +154,7 @@ class Bound:
 
     def _out_of_the_way(self, seen: Seen, now: float) -> float:
         """When what stood in the way at the beginning no longer did."""
-        if seen.ready_at is None or seen.stopped_at is not None:
+        if seen.ready_at is None or seen.stopped_at is not None or (seen.draining and not seen.closed_for):
             return min(now, seen.gone_at)
         return seen.ready_at + self._turn_seconds(seen, now)
 

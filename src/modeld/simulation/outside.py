@@ -42,7 +42,7 @@ from modeld.simulation.seen import ENDED, FAILED, LOADING, READY, RUNNING, STOPP
 
 PAST_MAX = 512
 VICTIM = "evicted for "
-STUCK = "stuck"
+STUCK, REPLACED = "stuck", "replaced"
 
 
 class Outside:
@@ -69,6 +69,8 @@ class Outside:
         self.checked_at: dict[ModelId, float] = {}
         """When the last launch check of a model was answered."""
         self.wishes: dict[ModelId, bool] = {}
+        self.renewed: dict[ModelId, float] = {}
+        """When an instance of a model was last stopped because its file or its options changed: it is loaded anew without a request."""
         self.failed_at: dict[ModelId, float] = {}
         """When a load or an instance of a model last failed, was lost or got stuck."""
         self.died: dict[ModelId, bool] = {}
@@ -84,7 +86,6 @@ class Outside:
         """Who came back into line, and when; the last one last."""
         self.shutting_down = False
         self.arrivals = 0
-        self._yields = 0
         self.gave_way: dict[ModelId, float] = {}
         """Arrivals until an instance of the model was last closed, or stopped, for another model."""
         self.stop_seconds: Mapping[ModelId, float] = {}
@@ -148,8 +149,7 @@ class Outside:
 
     def give_way(self, seen: Seen) -> None:
         """It is closed, or stopped, for another model: its line comes after all that wait now."""
-        self._yields += 1
-        self.gave_way[seen.model] = self.arrivals + 0.5 + self._yields * 1e-7
+        self.gave_way[seen.model] = self.arrivals + 0.5
 
     def in_order(self, demands: list[tuple[Asked, ModelId]], now: float) -> list[tuple[Asked, ModelId]]:
         """Due ones in the order in which they are served, then the others."""
@@ -420,6 +420,8 @@ class Outside:
             seen.stopped_at = now
             seen.why = command.why
             self.died[seen.model] = command.why == STUCK
+            if command.why == REPLACED:
+                self.renewed[seen.model] = now
             if command.why == STUCK:
                 self.failed_at[seen.model] = now
             if command.why.startswith(VICTIM):

@@ -50,7 +50,7 @@ class Victims:
             self._fail("eviction", f"{told} and is pinned or not ours")
         line = outside.lines.get(seen.model)
         if seen.ready_at is None:
-            if line or seen.model in outside.wishes:
+            if line or (seen.for_ticket == math.inf and seen.model in outside.wishes):
                 self._fail("eviction", f"{told} while it loads for somebody")
         elif not self._is_due(name, now):
             if line:
@@ -127,7 +127,7 @@ class Victims:
         if not self._is_due(model, now) and model in outside.lines:
             names = who_goes_before(outside, model, [one for one in demands if one[1] in outside.lines], now)
         else:
-            names = [name for asked, name in demands if outside.rank_of_age(asked, name) < ticket]
+            names = [name for asked, name in demands if outside.rank_of_age(asked, name) <= ticket]
         return [outside.models[name] for name in names if name != model and name in outside.models]
 
 
