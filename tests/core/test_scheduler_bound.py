@@ -145,13 +145,13 @@ def test_who_gave_way_does_not_take_the_memory_back_with_its_older_line():
     swap(play, 20, "2/b", "3/a")
 
 
-def test_who_gave_way_stands_behind_nobody_once_that_one_has_left():
+def test_who_gave_way_stands_behind_all_who_were_due_then():
     play = loaded(Play({"a": 100, "b": 100, "c": 100}, budget=150, wait_max_seconds=1000), "a")
     play.at(0, arrive("a0", "a"), arrive("a1", "a"))
     play.at(1, arrive("b1", "b"), arrive("c1", "c"))
     play.at(11, Wakeup(), LeaseReleased(r("a0"))).gives("stop 1/a evicted for b")
     play.at(12, RequestWithdrawn(r("b1"))).gives()
-    swap(play, 13, "1/a", "2/a")
+    swap(play, 13, "1/a", "2/c")
 
 
 def test_preload_and_wishes_never_become_due():

@@ -195,10 +195,10 @@ class Bookings:
     def start(self, model: ModelId, place: Vector, now: float) -> None:
         book = self.book
         spec = book.models[model]
+        book.gave_way.pop(model, None)
         instance = Instance(book.next_instance_id(model), spec, place, started=now, last_used=now)
         book.add(instance)
         book.checked.pop(model, None)
-        book.gave_way = {one: other for one, other in book.gave_way.items() if model not in (one, other)}
         book.lines.stop_clock(model, now)
         if book.is_pinned(instance):
             book.forget_memory()

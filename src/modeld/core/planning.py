@@ -45,7 +45,8 @@ class Planner:
                 do.reopen(instance)
         for victim, for_model in plan.evict.items():
             instance = book.instances[victim]
-            book.gave_way[instance.model] = for_model
+            if not instance.is_closed:
+                book.give_way(instance.model, for_model, now)
             if instance.leases:
                 do.close(instance, for_model, now)
             else:
@@ -59,12 +60,12 @@ class Planner:
     def _demands(self, due: int, now: float) -> Iterator[Demand]:
         """The first `due` demands, then the others."""
         book = self._book
-        for model in self._due(due):
+        for _, _, model in book.demands[:due]:
             if (demand := self._demand(model, now, due=True)) is not None:
                 yield demand
         rest = book.demands[due:]
-        rest.sort(key=lambda one: (line.best_rank() if (line := book.lines.of(one[1])) is not None else 0, one[0]))
-        for _, model, _ in rest:
+        rest.sort(key=lambda one: line.best_rank() if (line := book.lines.of(one[2])) is not None else 0)
+        for _, _, model in rest:
             if (demand := self._demand(model, now, due=False)) is not None:
                 yield demand
         for model, may_evict in book.wishes.items():
@@ -73,25 +74,6 @@ class Planner:
                 if demand is not None:
                     demand.may_evict = may_evict
                     yield demand
-
-    def _due(self, due: int) -> Iterator[ModelId]:
-        """Oldest first; but who gave way to another stands behind it, or its own older line would take the memory back at once."""
-        book = self._book
-        last = book.demands[due - 1][0] if due else 0
-        behind: dict[ModelId, list[ModelId]] = {}
-        held: set[ModelId] = set()
-        for ticket, model, _ in book.demands[:due]:
-            first = book.gave_way.get(model)
-            if first is not None and (first in held or ticket < book.ticket(first) <= last):
-                behind.setdefault(first, []).append(model)
-                held.add(model)
-                continue
-            yield model
-            following = behind.pop(model, None) if behind else None
-            while following:
-                held.discard(one := following.pop(0))
-                following[:0] = behind.pop(one, ())
-                yield one
 
     def _demand(self, model: ModelId, now: float, *, due: bool) -> Demand | None:
         """None while a start is held back after a failure."""
@@ -138,7 +120,7 @@ class Planner:
             self._again_at = math.inf  # it means nothing now and may be dropped: the next demand sets its own
             return
         due = book.due_count(now)
-        at = book.demands[due][2] + book.limits.fairness_wait_seconds if due < len(book.demands) else math.inf
+        at = book.demands[due][0] + book.limits.fairness_wait_seconds if due < len(book.demands) else math.inf
         for instance in book.instances.values():
             if instance.state is State.READY:
                 if due and instance.turn_until > now:

@@ -309,6 +309,8 @@ class Scheduler:
         book = self._book
         book.limits = limits
         book.forget_memory(needs=True)
+        for model in book.lines.models():
+            book.sync_demand(model)
         for instance in book.instances.values():
             if instance.leases and not instance.watched:
                 self._do.watch(instance, now)
@@ -317,7 +319,7 @@ class Scheduler:
     def _refuse_misfits(self, models: Iterable[ModelId] | None = None) -> None:
         """Lines of models that could never fit any more; wishes too. Of all that wait for room, or of `models`."""
         book = self._book
-        for model in [*(model for _, model, _ in book.demands), *book.wishes] if models is None else models:
+        for model in [*(model for _, _, model in book.demands), *book.wishes] if models is None else models:
             if model in book.models and model not in book.by_model and not book.places(model):
                 available = max((limit or 0 for limit in book.capacity(model).values()), default=0)
                 misfit = admission.never_fits(book.models[model], book.need(model), available)
