@@ -144,7 +144,7 @@ class Bound:
         parts = {"ahead": max((self._out_of_the_way(seen, now) - since for seen in due.ahead), default=0.0)}
         ticket, rank = due.oldest.ticket, outside.rank_of_age(due.oldest, model)
         lost = {seen.model for seen in recent if seen.gone_at < now and not seen.victim_of and seen.model != model}
-        hit = {seen.model for seen in recent if seen.model in lost and seen.started >= since and seen.for_ticket < rank}
+        hit = {seen.model for seen in recent if seen.model in lost and seen.started >= since and seen.for_ticket <= rank}
         hit |= {asked.request.model for at, asked in outside.returns if at >= since and asked.ticket < ticket} - {model}
         counted = dict.fromkeys([*due.older, *sorted(hit)])
         for name in counted:
