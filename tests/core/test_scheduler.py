@@ -591,6 +591,14 @@ def test_a_shutdown_does_not_wait_for_a_back_off():
     assert play.scheduler.is_empty()
 
 
+def test_a_check_that_ends_after_the_shutdown_leaves_nothing_behind():
+    play = Play({"a": 100}, checks=False)
+    play.at(0, arrive("r1", "a")).gives("check a")
+    play.at(1, ShutdownRequested()).gives("refuse r1 draining")
+    play.at(2, LaunchRejected(ModelId("a"), "v1", LoadFailed("torn"))).gives()
+    assert play.snapshot.instances == ()
+
+
 def test_shutdown_refuses_the_waiting_ends_the_running_and_stops_all():
     play = loaded(Play({"a": 100, "b": 100}), "a")
     play.at(1, arrive("r1", "a"), arrive("r2", "a"), arrive("r3", "b")).gives("grant r1 1/a", "start 2/b")

@@ -25,7 +25,9 @@ from modeld.core.messages import (
     MemoryFreed,
     ModelTableReplaced,
     ProgressChecked,
+    Refuse,
     RequestWithdrawn,
+    RevokeLease,
     ShutdownRequested,
     Wakeup,
 )
@@ -321,6 +323,28 @@ async def test_a_broken_invariant_is_reported_and_the_driver_goes_on(caplog: pyt
     stage.driver.close()
 
 
+async def test_a_command_that_cannot_be_carried_out_is_no_error_of_whoever_asked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """It is reported as what it is; the step goes on, and the request stays in line until it is withdrawn."""
+    stage = Stage()
+
+    def check(_: ModelSpec) -> None:
+        raise InvariantError("no hands")
+
+    monkeypatch.setattr(stage.hands, "check", check)
+    pending = stage.request("r1")
+    stage.driver.loop.call_soon(pending.withdraw)
+    stage.core.extra = [RevokeLease(RequestId("r9"), Died("x")), Refuse(RequestId("r9"), QueueFull("x"))]
+    with pytest.raises(ClientGone):
+        async with pending:
+            raise AssertionError("it must not get in")
+    assert [error.message for error in stage.fatal] == ["no hands"]
+    assert "invariant broken by CheckLaunch" in caplog.text
+    assert stage.counts.pressure == ["queue_full"]  # the last command of the step
+    stage.driver.close()
+
+
 async def test_a_lease_revoked_in_the_step_of_its_grant_is_given_back(stage: Stage):
     """The instance dies after the grant is booked and before anybody holds the lease."""
     lease = Lease(Request(RequestId("x"), ModelId("a")), ONE, "served", 0.0)  # type: ignore[arg-type]
@@ -366,6 +390,29 @@ async def test_empty_is_when_the_last_memory_is_free(stage: Stage):
     stage.driver.post(ShutdownRequested())
     await stage.driver.empty()
     assert stage.driver.snapshot().instances == ()
+
+
+async def test_idle_is_when_nothing_is_held_here(stage: Stage):
+    assert stage.driver.is_idle()
+    async with stage.request("r1"):
+        assert not stage.driver.is_idle()  # a lease
+    stage.driver.post(ShutdownRequested())
+    assert stage.driver.is_idle()
+    stage.driver.arrive(Request(RequestId("r2"), ModelId("a")), stage.driver.never)
+    assert stage.driver.is_idle()  # refused at the door
+
+
+async def test_what_waits_or_loads_is_not_idle(stage: Stage):
+    stage.hands.ready = False
+    pending = stage.request("r1")
+    seen: list[bool] = []
+    stage.driver.loop.call_soon(lambda: (seen.append(stage.driver.is_idle()), pending.withdraw()))
+    with pytest.raises(ClientGone):
+        async with pending:
+            raise AssertionError("it must not get in")
+    assert [*seen, stage.driver.is_idle()] == [False, False]  # the load goes on, for nobody
+    stage.driver.post(ShutdownRequested())
+    assert stage.driver.is_idle()
 
 
 async def test_what_is_refused_because_of_load_is_counted(stage: Stage):

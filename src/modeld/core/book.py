@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-only
 """The scheduler's state: instances, leases, lines, ledger, records; rule: it is read and checked here, changed by scheduler.py alone.
 
-A *demand* is a model with a line and no instance. Demands stand in `demands` by the ticket of their oldest request, so that those that
-are due are always the first of them.
+A *demand* is a model with a line and no instance. Demands stand in `demands` by the arrival of their oldest request, so that those that
+are due are always the first of them. A model that gave way to another stands there as if it had become due in that moment: each due
+model gets one turn before any gets a second, however long the lines are.
 """
 
 from __future__ import annotations
@@ -139,14 +140,16 @@ class Book:
         self.ledger = Ledger()
         self.pace = Pace()
         self.breaker = Breaker()
-        self.demands: list[tuple[int, ModelId, float]] = []
-        """(ticket of its oldest request, model, arrival of that request), in order."""
+        self.demands: list[tuple[float, float, ModelId]] = []
+        """(since when it counts as waiting, ticket of its oldest request, model), in order."""
         self.checking: dict[ModelId, str] = {}
         """Launch checks on their way, with the fingerprint asked about."""
         self.checked: dict[ModelId, str] = {}
         """Checks that passed and wait for room; used up by the start."""
         self.wishes: dict[ModelId, bool] = {}
         """Models wanted without a request, with whether idle others may be evicted for them."""
+        self.gave_way: dict[ModelId, tuple[float, float]] = {}
+        """Models whose memory was taken and that have not started since: where in `demands` they stand at the earliest."""
         self.waits: dict[ModelId, str] = {}
         """Why demands wait, by the words of placement.py, as far as the last plan looked at them."""
         self.shutting_down = False
@@ -160,7 +163,7 @@ class Book:
         self.stuck_total = 0
         self.last_error: str | None = None
         self._started = 0
-        self._listed: dict[ModelId, int] = {}
+        self._listed: dict[ModelId, tuple[float, float, ModelId]] = {}
         self._alarms: list[tuple[float, int, int, str]] = []
         self._rung = 0
         self._needs: dict[ModelId, Need] = {}
@@ -193,18 +196,34 @@ class Book:
         return found
 
     def sync_demand(self, model: ModelId) -> bool:
-        """List the model as a demand, under its oldest request, or take it off the list. True when the list changed."""
-        oldest = None if model in self.by_model else self.oldest(model)
+        """List the model as a demand, where it belongs, or take it off the list. True when the list changed."""
+        place = self._place(model)
         before = self._listed.get(model)
-        if before == (None if oldest is None else oldest.ticket):
+        if place == before:
             return False
         if before is not None:
-            del self.demands[bisect_left(self.demands, (before, model))]
+            del self.demands[bisect_left(self.demands, before)]
             del self._listed[model]
-        if oldest is not None:
-            insort(self.demands, (oldest.ticket, model, oldest.arrived))
-            self._listed[model] = oldest.ticket
+        if place is not None:
+            insort(self.demands, place)
+            self._listed[model] = place
         return True
+
+    def _place(self, model: ModelId) -> tuple[float, float, ModelId] | None:
+        """Where the model stands in `demands`, None = it is none."""
+        oldest = None if model in self.by_model else self.oldest(model)
+        if oldest is None:
+            return None
+        behind = self.gave_way.get(model)
+        if behind is not None and behind[0] >= oldest.arrived:
+            return (*behind, model)
+        return oldest.arrived, oldest.ticket, model
+
+    def give_way(self, model: ModelId, to: ModelId, now: float) -> None:
+        """The memory of `model` is taken for `to`: it stands behind that one and behind all that are due now."""
+        first = self._listed.get(to)
+        since = now - self.limits.fairness_wait_seconds
+        self.gave_way[model] = (since if first is None else max(since, first[0]), self.lines.tickets + 0.5)
 
     def is_demand(self, model: ModelId) -> bool:
         return model in self._listed
@@ -212,7 +231,7 @@ class Book:
     def due_count(self, now: float) -> int:
         """So many of the demands are due, the first ones: their oldest request has waited fairness_wait."""
         wait = self.limits.fairness_wait_seconds
-        return bisect_right(self.demands, now, key=lambda demand: demand[2] + wait)
+        return bisect_right(self.demands, now, key=lambda demand: demand[0] + wait)
 
     def oldest(self, model: ModelId) -> Waiting | None:
         line = self.lines.of(model)
@@ -408,8 +427,6 @@ class Book:
                 raise InvariantError(f"{instance.id} holds leases that ended")
             if instance.free_slots < 0:
                 raise InvariantError(f"{instance.id} serves more requests than it has slots")
-        listed = {
-            model: line.oldest().ticket for model in self.lines.models() if model not in self.by_model and (line := self.lines.of(model))
-        }
-        if listed != self._listed or sorted((ticket, model) for model, ticket in listed.items()) != [one[:2] for one in self.demands]:
+        listed = {model: place for model in self.lines.models() if (place := self._place(model)) is not None}
+        if listed != self._listed or sorted(listed.values()) != self.demands:
             raise InvariantError(f"demands are {self.demands}, lines without an instance are {listed}")

@@ -191,6 +191,7 @@ class Bookings:
     def start(self, model: ModelId, place: Vector, now: float) -> None:
         book = self.book
         spec = book.models[model]
+        book.gave_way.pop(model, None)
         instance = Instance(book.next_instance_id(model), spec, place, started=now, last_used=now)
         book.add(instance)
         book.checked.pop(model, None)
@@ -217,6 +218,7 @@ class Bookings:
         instance.advance(Signal.RESUME)
         instance.drain_why, instance.closed_for = "", ""
         self.book.wishes.pop(instance.model, None)
+        self.book.gave_way.pop(instance.model, None)
         self.touched[instance.id] = None
 
     def drain(self, instance: Instance, why: str, now: float) -> None:

@@ -171,7 +171,7 @@ def _for_room(book: Book, model: ModelId, now: float) -> str:
         if closed:
             return f"{_names(closed)}: {_running(*closed)}"
         return "others to load and have their turn" if wait == placement.LOADS else "memory that comes back"
-    ahead = [other for _, other, _ in book.demands[: next((n for n, one in enumerate(book.demands) if one[1] == model), 0)]]
+    ahead = [other for _, _, other in book.demands[: next((n for n, one in enumerate(book.demands) if one[2] == model), 0)]]
     oldest = book.oldest(model)
     if oldest is not None and book.due_at(oldest) <= now and ahead:
         return f"{_listed(ahead)}, due before it"
@@ -205,7 +205,9 @@ def _doing(book: Book, instance: Instance, now: float) -> str:
 
 def _running(*instances: Instance) -> str:
     count = sum(len(one.leases) for one in instances)
-    return f"{count} request{'' if count == 1 else 's'} running"
+    loads = sum(one.state is State.LOADING for one in instances)
+    running = f"{count} request{'' if count == 1 else 's'} running"
+    return running + (f", {loads} load{'' if loads == 1 else 's'} in progress" if loads else "")
 
 
 def _names(instances: list[Instance]) -> str:

@@ -128,7 +128,7 @@ def _ahead_seconds(book: Book, model: ModelId, place: Vector, now: float, until_
     devices = [device for device in place if device != HOST]
     room = sum(limit for device in devices if (limit := book.limit_mb(device)) is not None)
     total, ahead_mb = 0.0, 0
-    for _, other, _ in book.demands:
+    for _, _, other in book.demands:
         if other == model:
             break
         oldest = book.oldest(other)

@@ -45,6 +45,8 @@ class Planner:
                 do.reopen(instance)
         for victim, for_model in plan.evict.items():
             instance = book.instances[victim]
+            if not instance.is_closed:
+                book.give_way(instance.model, for_model, now)
             if instance.leases:
                 do.close(instance, for_model, now)
             else:
@@ -58,12 +60,12 @@ class Planner:
     def _demands(self, due: int, now: float) -> Iterator[Demand]:
         """The first `due` demands, then the others."""
         book = self._book
-        for _, model, _ in book.demands[:due]:
+        for _, _, model in book.demands[:due]:
             if (demand := self._demand(model, now, due=True)) is not None:
                 yield demand
         rest = book.demands[due:]
-        rest.sort(key=lambda one: (line.best_rank() if (line := book.lines.of(one[1])) is not None else 0, one[0]))
-        for _, model, _ in rest:
+        rest.sort(key=lambda one: line.best_rank() if (line := book.lines.of(one[2])) is not None else 0)
+        for _, _, model in rest:
             if (demand := self._demand(model, now, due=False)) is not None:
                 yield demand
         for model, may_evict in book.wishes.items():
@@ -118,7 +120,7 @@ class Planner:
             self._again_at = math.inf  # it means nothing now and may be dropped: the next demand sets its own
             return
         due = book.due_count(now)
-        at = book.demands[due][2] + book.limits.fairness_wait_seconds if due < len(book.demands) else math.inf
+        at = book.demands[due][0] + book.limits.fairness_wait_seconds if due < len(book.demands) else math.inf
         for instance in book.instances.values():
             if instance.state is State.READY:
                 if due and instance.turn_until > now:

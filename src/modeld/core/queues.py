@@ -180,15 +180,16 @@ class Lines:
         """How long each model's clock has stood still, up to the end of its last load."""
         self._rung: dict[ModelId, dict[RequestId, None]] = {}
         """Whose deadline would have come while the clock stood still."""
-        self._tickets = 0
+        self.tickets = 0
+        """Arrivals so far."""
         self.waiting_bytes = 0
 
     def append(self, request: Request, rank: int, now: float, wait_max_seconds: float) -> Waiting:
         if request.id in self._model_of:
             raise InvariantError(f"request {request.id} waits already")
-        self._tickets += 1
+        self.tickets += 1
         stood = self._stood_seconds(request.model, now)
-        waiting = Waiting(request, self._tickets, rank, now, now + wait_max_seconds, stood, now + request.timeout_seconds)
+        waiting = Waiting(request, self.tickets, rank, now, now + wait_max_seconds, stood, now + request.timeout_seconds)
         self._enter(waiting).append(waiting)
         return waiting
 

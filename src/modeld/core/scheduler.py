@@ -144,6 +144,14 @@ class Scheduler:
         """Seconds that a request for `model`, which is in the catalogue, would wait if it came now."""
         return forecast(self._book, model, now, ahead=self._book.lines.length(model)).seconds
 
+    def expected_wait_of(self, request: RequestId, now: float) -> float:
+        """Seconds that a request which waits has still to wait; 0 for one that does not."""
+        waiting = self._book.lines.get(request)
+        if waiting is None or waiting.request.model not in self._book.models:
+            return 0.0
+        line = self._book.lines.of(waiting.request.model)
+        return 0.0 if line is None else forecast(self._book, waiting.request.model, now, ahead=line.ahead_of(waiting.rank) - 1).seconds
+
     def check_invariants(self) -> None:
         """Cheap and total. Raises InvariantError."""
         self._book.check()
@@ -298,6 +306,8 @@ class Scheduler:
         book = self._book
         book.limits = limits
         book.forget_memory(needs=True)
+        for model in book.lines.models():
+            book.sync_demand(model)
         for instance in book.instances.values():
             if instance.leases and not instance.watched:
                 self._do.watch(instance, now)
@@ -306,7 +316,7 @@ class Scheduler:
     def _refuse_misfits(self, models: Iterable[ModelId] | None = None) -> None:
         """Lines of models that could never fit any more; wishes too. Of all that wait for room, or of `models`."""
         book = self._book
-        for model in [*(model for _, model, _ in book.demands), *book.wishes] if models is None else models:
+        for model in [*(model for _, _, model in book.demands), *book.wishes] if models is None else models:
             if model in book.models and model not in book.by_model and not book.places(model):
                 available = max((limit or 0 for limit in book.capacity(model).values()), default=0)
                 misfit = admission.never_fits(book.models[model], book.need(model), available)
@@ -319,6 +329,7 @@ class Scheduler:
         book, do = self._book, self._do
         book.shutting_down = True
         book.wishes.clear()
+        book.checking.clear()  # what a check still finds is of no interest: a rejection would be shown as a failed model
         for model in book.breaker.models():
             book.breaker.forget(model)
         for model in book.lines.models():

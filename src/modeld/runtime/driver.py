@@ -267,6 +267,10 @@ class Driver:
             self._empty.clear()
             await self._empty.wait()
 
+    def is_idle(self) -> bool:
+        """Nobody waits or holds a lease here, nothing loads, no event is unread, no timer is armed. To assert, never to decide."""
+        return not (self._pending or self._leases or self._started or self._inbox or self._timer)
+
     def snapshot(self) -> Snapshot:
         return self._scheduler.snapshot(self.loop.time())
 
@@ -284,8 +288,7 @@ class Driver:
         try:
             commands = self._scheduler.handle(event, now)
         except InvariantError as error:
-            log.critical("invariant broken by %s: %s\n%s", event, error.message, "\n".join(self.journal.lines()))
-            self._on_fatal(error)
+            self._broken(event, error)
             return
         self.journal.record(now, event, commands)
         if self._trace is not None:
@@ -299,7 +302,14 @@ class Driver:
         if isinstance(event, LeaseFailed) and event.before_first_byte:
             self._tell_again(event, commands)
         for command in commands:
-            self._carry_out(command, now)
+            try:
+                self._carry_out(command, now)
+            except InvariantError as error:  # it is ours, not of whoever posted; the other commands are still owed
+                self._broken(command, error)
+
+    def _broken(self, by: Event | Command, error: InvariantError) -> None:
+        log.critical("invariant broken by %s: %s\n%s", by, error.message, "\n".join(self.journal.lines()))
+        self._on_fatal(error)
 
     def _tell_again(self, event: LeaseFailed, commands: list[Command]) -> None:
         """A line for the log when the request waits again; that it is refused instead says the line of the refusal."""

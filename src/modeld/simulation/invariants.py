@@ -177,7 +177,7 @@ class Watch:
                 self._draining = True
                 if not seen.draining or seen.closed_for != view.closed_for:
                     if view.closed_for and not seen.draining:
-                        self.outside.give_way(seen)
+                        self.outside.give_way(seen, now)
                     seen.close(view.closed_for, now)
                     closed.append(seen)
             elif seen.draining and seen.state is READY:

@@ -144,12 +144,12 @@ class Outside:
         return found
 
     def rank_of_age(self, oldest: Asked, model: ModelId) -> float:
-        """Due demands are served in this order: by their oldest request, but who gave way comes after all who waited then."""
-        return max(oldest.ticket, self.gave_way.get(model, 0))
+        """Due demands are served in this order: by their oldest request, but who gave way comes after all who were due then."""
+        return max(oldest.arrived + oldest.ticket * 1e-9, self.gave_way.get(model, 0.0))
 
-    def give_way(self, seen: Seen) -> None:
-        """It is closed, or stopped, for another model: its line comes after all that wait now."""
-        self.gave_way[seen.model] = self.arrivals + 0.5
+    def give_way(self, seen: Seen, now: float) -> None:
+        """It is closed, or stopped, for another model: its line comes after all that are due now."""
+        self.gave_way[seen.model] = now - self.limits.fairness_wait_seconds + (self.arrivals + 0.5) * 1e-9
 
     def in_order(self, demands: list[tuple[Asked, ModelId]], now: float) -> list[tuple[Asked, ModelId]]:
         """Due ones in the order in which they are served, then the others."""
@@ -435,7 +435,7 @@ class Outside:
             if command.why.startswith(VICTIM):
                 seen.victim_of = command.why[len(VICTIM) :]
                 if not seen.draining:
-                    self.give_way(seen)
+                    self.give_way(seen, now)
 
     def _check(self, command: CheckLaunch, _: float) -> None:
         self.checked.pop(command.spec.id, None)
