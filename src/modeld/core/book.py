@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-only
 """The scheduler's state: instances, leases, lines, ledger, records; rule: it is read and checked here, changed by scheduler.py alone.
 
-A *demand* is a model with a line and no instance. Demands stand in `demands` by the arrival of their oldest request, so that those that
-are due are always the first of them. A model that gave way to another stands there as if it had become due in that moment: each due
+A *demand* is a model with a line and no instance. Demands stand in `demands` by the time at which they are due, so that those that are due
+are always the first of them. A model that gave way to another stands there as if it had become due in that moment: each due
 model gets one turn before any gets a second, however long the lines are.
 """
 
@@ -141,7 +141,7 @@ class Book:
         self.pace = Pace()
         self.breaker = Breaker()
         self.demands: list[tuple[float, float, ModelId]] = []
-        """(since when it counts as waiting, ticket of its oldest request, model), in order."""
+        """(when it is due, ticket of its oldest request, model), in order."""
         self.checking: dict[ModelId, str] = {}
         """Launch checks on their way, with the fingerprint asked about."""
         self.checked: dict[ModelId, str] = {}
@@ -214,24 +214,21 @@ class Book:
         oldest = None if model in self.by_model else self.oldest(model)
         if oldest is None:
             return None
-        behind = self.gave_way.get(model)
-        if behind is not None and behind[0] >= oldest.arrived:
+        due_at, behind = self.due_at(oldest), self.gave_way.get(model)
+        if behind is not None and behind[0] >= due_at:
             return (*behind, model)
-        return oldest.arrived, oldest.ticket, model
+        return due_at, oldest.ticket, model
 
-    def give_way(self, model: ModelId, to: ModelId, now: float) -> None:
-        """The memory of `model` is taken for `to`: it stands behind that one and behind all that are due now."""
-        first = self._listed.get(to)
-        since = now - self.limits.fairness_wait_seconds
-        self.gave_way[model] = (since if first is None else max(since, first[0]), self.lines.tickets + 0.5)
+    def give_way(self, model: ModelId, now: float) -> None:
+        """The memory of `model` is taken for a due one: it stands behind all that are due now."""
+        self.gave_way[model] = (now, self.lines.tickets + 0.5)
 
     def is_demand(self, model: ModelId) -> bool:
         return model in self._listed
 
     def due_count(self, now: float) -> int:
         """So many of the demands are due, the first ones: their oldest request has waited fairness_wait."""
-        wait = self.limits.fairness_wait_seconds
-        return bisect_right(self.demands, now, key=lambda demand: demand[0] + wait)
+        return bisect_right(self.demands, now, key=lambda demand: demand[0])
 
     def oldest(self, model: ModelId) -> Waiting | None:
         line = self.lines.of(model)

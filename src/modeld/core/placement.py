@@ -8,8 +8,8 @@ Due demands come first, oldest first, then the others, most urgent class first. 
 4  Victims (eviction.py), on the device where fewest busy ones, then fewest of all, must go. For a demand that is not due only idle,
    unprotected ones. For a due one also busy ones, which are closed and never cut, and those that cannot go yet (loading for somebody, or in
    their turn): the others are closed for it already now.
-5  Nothing suffices: a due demand keeps all of its devices from younger ones, else they could overtake it for ever; another one keeps
-   nothing, for all that younger ones start can be closed for it once it is due.
+5  Nothing suffices: a due demand keeps its room, where least is missing, and all of what is short there, from younger ones, else they
+   could overtake it for ever; another one keeps nothing, for all that younger ones start can be closed for it once it is due.
 Meanwhile a demand whose launch is not checked touches nobody; what is free is kept for it.
 What is not chosen any more is opened again by the caller: a closing for a demand that went away ends with it.
 """
@@ -80,7 +80,7 @@ def plan(demands: Iterable[Demand], residents: Sequence[Candidate], room: Room, 
         if _best_fit(demand.places, reach) is None:  # 5
             result.waits[demand.model] = OTHERS
             if due:
-                pool = _keep(demand, pool, room)
+                pool = _keep(demand, pool, room, reach)
                 reach = _reach(pool, room)
         elif not demand.checked:
             result.waits[demand.model] = CHECKING
@@ -146,14 +146,21 @@ def _victims(places: Sequence[Vector], pool: list[Candidate], soon: Mapping[Devi
     return best
 
 
-def _keep(demand: Demand, pool: list[Candidate], room: Room) -> list[Candidate]:
-    """Leave nothing of the demand's devices to younger ones; the candidates that are left."""
-    kept = {device for place in demand.places for device in place if device != HOST}
-    for device in kept:
+def _keep(demand: Demand, pool: list[Candidate], room: Room, reach: Mapping[DeviceId, int]) -> list[Candidate]:
+    """Leave its room to a due demand for which not enough is in reach; the candidates that are left."""
+
+    def missing(place: Vector) -> dict[DeviceId, int]:
+        return {device: amount - reach[device] for device, amount in place.items() if device in reach and amount > reach[device]}
+
+    if not demand.places:
+        return pool
+    place = min(demand.places, key=lambda one: sum(missing(one).values()))
+    short = missing(place)
+    _take(room, place)
+    for device in short:
         for have in (room.free, room.coming):
-            if device in have:
-                have[device] = min(have[device], 0)
-    return [one for one in pool if kept.isdisjoint(one.frees_mb)]
+            have[device] = min(have.get(device, 0), 0)
+    return [one for one in pool if short.keys().isdisjoint(one.frees_mb)]
 
 
 def places(need_mb: int, host_mb: int, capacity: Mapping[DeviceId, int | None], *, split: bool) -> tuple[Vector, ...]:

@@ -46,7 +46,7 @@ class Planner:
         for victim, for_model in plan.evict.items():
             instance = book.instances[victim]
             if not instance.is_closed:
-                book.give_way(instance.model, for_model, now)
+                book.give_way(instance.model, now)
             if instance.leases:
                 do.close(instance, for_model, now)
             else:
@@ -120,7 +120,7 @@ class Planner:
             self._again_at = math.inf  # it means nothing now and may be dropped: the next demand sets its own
             return
         due = book.due_count(now)
-        at = book.demands[due][0] + book.limits.fairness_wait_seconds if due < len(book.demands) else math.inf
+        at = book.demands[due][0] if due < len(book.demands) else math.inf
         for instance in book.instances.values():
             if instance.state is State.READY:
                 if due and instance.turn_until > now:

@@ -145,11 +145,11 @@ class Outside:
 
     def rank_of_age(self, oldest: Asked, model: ModelId) -> float:
         """Due demands are served in this order: by their oldest request, but who gave way comes after all who were due then."""
-        return max(oldest.arrived + oldest.ticket * 1e-9, self.gave_way.get(model, 0.0))
+        return max(self.due_at(oldest) + oldest.ticket * 1e-9, self.gave_way.get(model, 0.0))
 
     def give_way(self, seen: Seen, now: float) -> None:
         """It is closed, or stopped, for another model: its line comes after all that are due now."""
-        self.gave_way[seen.model] = now - self.limits.fairness_wait_seconds + (self.arrivals + 0.5) * 1e-9
+        self.gave_way[seen.model] = now + (self.arrivals + 0.5) * 1e-9
 
     def in_order(self, demands: list[tuple[Asked, ModelId]], now: float) -> list[tuple[Asked, ModelId]]:
         """Due ones in the order in which they are served, then the others."""
