@@ -17,7 +17,7 @@ from modeld.simulation.seen import Asked
 from modeld.simulation.workload import Ask, History, SimModel, Workload
 from modeld.simulation.world import World
 
-SEEDS = range(8)
+SEEDS = (2, 5, 7, 11, 12, 15)
 DIGEST = """
 from modeld.simulation import generate
 from modeld.simulation.world import World

@@ -6,7 +6,7 @@ its launch check has passed). From then on it may wait for, and for nothing else
 
     ahead      what stood in its way at D, all at once: loads in progress and their turns, turns in progress, memory on its way back
     each older demand A (frozen at D): its launch check, its drain, its loads (a failed one until its memory is back) and its turn
-    itself     its own drain and its own loads
+    itself     its own drain (the longest of all that went meanwhile and do not stand above) and its own loads
 
 The durations are the actual ones of this run: a drain runs from the moment an instance was closed (or stopped, when it was idle) until its
 memory is back, the longest over the victims of that demand; a turn until its last request was granted or has left, at most
@@ -142,13 +142,16 @@ class Bound:
         since, outside = due.since, self._outside
         recent = self._recent(since)
         parts = {"ahead": max((self._out_of_the_way(seen, now) - since for seen in due.ahead), default=0.0)}
-        hit = {seen.model for seen in recent if seen.gone_at < now and not seen.victim_of and seen.model != model}
-        hit |= {asked.request.model for at, asked in outside.returns if at >= since and asked.ticket < due.oldest.ticket} - {model}
-        for name in [*due.older, *sorted(hit - set(due.older))]:
+        ticket, rank = due.oldest.ticket, outside.rank_of_age(due.oldest, model)
+        lost = {seen.model for seen in recent if seen.gone_at < now and not seen.victim_of and seen.model != model}
+        hit = {seen.model for seen in recent if seen.model in lost and seen.started >= since and seen.for_ticket <= rank}
+        hit |= {asked.request.model for at, asked in outside.returns if at >= since and asked.ticket < ticket} - {model}
+        counted = dict.fromkeys([*due.older, *sorted(hit)])
+        for name in counted:
             check = outside.checked_at.get(name, since) - since if name in due.unchecked else 0.0
             loads, turns = self._load_seconds(name, recent, since, now, again=name in hit)
-            parts[f"older {name}"] = max(0.0, check) + self._drain_seconds(name, recent, since, now) + loads + turns
-        parts["drain"] = self._drain_seconds("", recent, since, now)
+            parts[f"older {name}"] = max(0.0, check) + self._drain_seconds(name.__eq__, recent, since, now) + loads + turns
+        parts["drain"] = self._drain_seconds(lambda name: name not in counted, recent, since, now)
         parts["load"] = self._load_seconds(model, recent, since, now, again=True)[0]
         return parts
 
@@ -165,11 +168,11 @@ class Bound:
         ended = min(now, seen.gone_at if seen.turn_ended is None else seen.turn_ended)
         return max(0.0, min(ended, seen.turn_until) - seen.ready_at)
 
-    def _drain_seconds(self, beneficiary: str, recent: list[Seen], since: float, now: float) -> float:
-        """The longest of its victims (of all that went, for beneficiary ""): from when it was closed or stopped until its memory was back.
+    def _drain_seconds(self, is_for: Callable[[str], bool], recent: list[Seen], since: float, now: float) -> float:
+        """The longest of those that went for a model that `is_for` says yes to ("": by itself), until their memory was back.
 
-        A victim that was opened again counts as if it had not been: until the last of the leases that ran on it had ended, and its stop;
-        and what the stop of the victim that was taken instead took longer than it should.
+        A victim that was opened again counts as if it had not been: until the last of the leases that ran on it had ended, and the longer
+        stop of the two; and what the stop of the victim that was taken instead took longer than it should.
         """
         longest, usual = 0.0, self._outside.stop_seconds
         extra = max(
@@ -178,13 +181,11 @@ class Bound:
         )
         for seen in recent:
             stopped_at = math.inf if seen.stopped_at is None else seen.stopped_at
-            if (going_at := min(seen.closed_at, stopped_at)) < now and (
-                not beneficiary or beneficiary in (seen.victim_of, seen.closed_for)
-            ):
+            if (going_at := min(seen.closed_at, stopped_at)) < now and is_for(seen.victim_of or seen.closed_for):
                 longest = max(longest, min(now, seen.gone_at) - max(since, going_at))
             for name, at, leases in seen.closings:
-                if name == beneficiary or not beneficiary:
-                    stop = usual.get(seen.model, 0.0) + max(0.0, extra)
+                if is_for(name) and at != seen.closed_at:
+                    stop = max((usual.get(other.model, 0.0) for other in recent), default=0.0) + max(0.0, extra)
                     ends = max((min(now, _end_of(asked, at)) for asked in leases), default=at) + stop
                     longest = max(longest, min(now, ends) - max(since, at))
         return longest

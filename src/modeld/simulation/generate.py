@@ -30,7 +30,7 @@ from modeld.simulation.workload import Ask, SimModel, Workload
 
 ASKS_MIN, ASKS_MAX = 200, 700
 PRINCIPALS = tuple(Principal(name) for name in ("ann", "bob", "cy"))
-CALM_SHARE = 0.25
+CALM_SHARE = 0.2
 STARTS_FATED = 120
 """Of how many starts of each model the fate is drawn."""
 
@@ -40,7 +40,7 @@ def story(seed: int) -> Story:
     dice = random.Random(seed)
     limits = _limits(dice)
     models = _models(dice, limits)
-    rough = 0.0 if dice.random() < CALM_SHARE else dice.choice((0.3, 1.0, 2.0))
+    rough = 0.0 if dice.random() < CALM_SHARE else dice.choice((0.4, 1.0, 2.0, 2.0))
     asks = _asks(dice, models, rough)
     workload = Workload(f"seed-{seed}", models, asks, limits)
     faults = _faults(dice, workload, rough) if rough else Faults()

@@ -215,7 +215,7 @@ class Watch:
         if self._is["slots"]:
             if len(seen.leases) > seen.slots:
                 self._fail("slots", f"{seen.id} serves {len(seen.leases)} requests and has {seen.slots} slots")
-            if seen.draining and seen.closed_at < now:
+            if seen.draining and (seen.closings[-1][1] if seen.closed_for else seen.closed_at) < now:
                 self._fail("slots", f"{command.request} is granted on {seen.id}, which is closed for {seen.closed_for or 'good'}")
         if self._is["fifo"]:
             group = outside.groups.get(asked.group)

@@ -165,7 +165,7 @@ class Outside:
 
     def in_turn(self, seen: Seen, now: float) -> bool:
         """No other due model may close it now: somebody of its turn has not been granted yet."""
-        if not seen.turn or now >= seen.turn_until or seen.ready_at is None:
+        if not seen.turn or now >= seen.turn_until or seen.ready_at is None or not seen.turn_sure:
             return False
         return any(asked.granted is None or asked.granted < seen.ready_at for asked in seen.turn.values())
 
@@ -307,12 +307,15 @@ class Outside:
         seen.ready_at = now
         self.least_load[seen.model] = min(self.least_load.get(seen.model, math.inf), now - seen.started)
         self.wishes.pop(seen.model, None)
-        wait = self.limits.fairness_wait_seconds
-        seen.turn = {key: asked for key, asked in self.lines.get(seen.model, {}).items() if now - asked.arrived >= wait - 1e-9}
-        seen.turn_of = frozenset(seen.turn)
+        self._mark_turn(seen, now)
         seen.turn_until = now + self.limits.turn_seconds
         if not seen.turn:
             seen.turn_ended = now
+
+    def _mark_turn(self, seen: Seen, ready_at: float) -> None:
+        wait = self.limits.fairness_wait_seconds
+        seen.turn = {key: asked for key, asked in self.lines.get(seen.model, {}).items() if ready_at - asked.arrived >= wait - 1e-9}
+        seen.turn_of = frozenset(seen.turn)
 
     def _failed(self, event: InstanceFailed, now: float) -> None:
         self._down(self.instances[event.instance], now)
@@ -347,8 +350,13 @@ class Outside:
     def _table(self, event: ModelTableReplaced, _: float) -> None:
         self.models = dict(event.models)
 
-    def _settings(self, event: SettingsReplaced, _: float) -> None:
+    def _settings(self, event: SettingsReplaced, now: float) -> None:
         self.limits = event.limits
+        for seen in self.instances.values():
+            if seen.turn_until > now and seen.ready_at is not None:
+                seen.turn_sure = False
+                self._mark_turn(seen, seen.ready_at)
+                seen.turn_ended = None if seen.turn else now
 
     def _load_requested(self, event: LoadRequested, _: float) -> None:
         seen = self.by_model.get(event.model)
@@ -409,7 +417,7 @@ class Outside:
             self.used_mb[device] = self.used_mb.get(device, 0) + amount
         self.checked.pop(spec.id, None)
         if spec.id in self.lines:
-            seen.for_ticket = next(iter(self.lines[spec.id].values())).ticket
+            seen.for_ticket = self.rank_of_age(next(iter(self.lines[spec.id].values())), spec.id)
 
     def _stop(self, command: StopInstance, now: float) -> None:
         seen = self.instances.get(command.instance)

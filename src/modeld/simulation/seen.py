@@ -64,9 +64,10 @@ class Seen:
     """An instance from StartInstance to MemoryFreed.
 
     turn         requests that were aged when it became ready and stand in line (again); `turn_of` are all of them
+    turn_sure    no settings changed since
     draining     the snapshot said so; `closed_for` then names the due model, if any
     closings     (model, time, leases that ran then) of each time it was closed for a due model, the last one last
-    for_ticket   of the oldest request that waited for it when it was started, +inf when nobody did
+    for_ticket   Outside.rank_of_age of the oldest request that waited when it was started, +inf when nobody did
     victim_of    the model it was stopped for, or ""
     """
 
@@ -93,6 +94,7 @@ class Seen:
         "turn",
         "turn_ended",
         "turn_of",
+        "turn_sure",
         "turn_until",
         "victim_of",
         "why",
@@ -119,6 +121,7 @@ class Seen:
         self.turn: dict[RequestId, Asked] = {}
         self.turn_of: frozenset[RequestId] = frozenset()
         self.turn_until = -math.inf
+        self.turn_sure = True
         self.turn_ended: float | None = None
         self.for_ticket = math.inf
         self.gone_at = math.inf
