@@ -21,13 +21,16 @@ from typing import Final
 from modeld.core.estimate import need
 from modeld.core.model import HOST, Limits, ModelId
 from modeld.errors import ConfigError
-from modeld.simulation.swapsearch import POINTS_MAX, Puzzle, Start, solve
+from modeld.simulation.puzzle import Puzzle, line
+from modeld.simulation.swapsearch import POINTS_MAX, Start, solve
 from modeld.simulation.workload import SimModel, Stay, Workload
 
 WIDER: Final = 1.25
 WIDER_MAX: Final = 12
 """Times the bound may be widened: beyond (14 times the wait) the machine is hopelessly overloaded."""
 MS: Final = 1000
+RUN_MS: Final = 500
+"""Runs are cut to whole halves of a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +89,15 @@ def room_mb(limits: Limits) -> int | None:
 
 def _puzzle(workload: Workload, models: list[SimModel], room: int | None, widened: float) -> tuple[Puzzle, Mapping[ModelId, float]]:
     waits = {model.id: wait_bound(model, workload) * widened for model in models}
-    asks: dict[ModelId, list[int]] = {model.id: [] for model in models}
+    asks: dict[ModelId, list[tuple[int, int]]] = {model.id: [] for model in models}
     for ask in workload.asks:
         if ask.model in asks:
-            asks[ask.model].append(round(ask.at * MS))
+            asks[ask.model].append((round(ask.at * MS), int(ask.service_seconds * MS) // RUN_MS * RUN_MS))
     puzzle = Puzzle(
         need=tuple(need(model.spec).total_mb for model in models),
         load=tuple(round(model.load_seconds * MS) for model in models),
         window=tuple(max(round(waits[model.id] * MS), round(model.load_seconds * MS)) for model in models),
-        asks=tuple(tuple(asks[model.id]) for model in models),
+        lines=tuple(line(asks[model.id]) for model in models),
         room=room,
     )
     return puzzle, waits
