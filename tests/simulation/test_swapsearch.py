@@ -21,7 +21,7 @@ def brute(puzzle: Puzzle) -> int | None:
     It knows nothing of when a start makes sense, and begins no ask before it must.
     """
     models = range(len(puzzle.need))
-    end = max(line.at[-1] for line in puzzle.lines if line.at) + max(puzzle.window) + 1
+    end = max(line.due[-1] for line in puzzle.lines if line.at) + 1
     states: dict[State, int] = {tuple(((), 0) for _ in models): 0}
     for now in range(end + 1):
         after: dict[State, int] = {}
@@ -55,19 +55,20 @@ def options(puzzle: Puzzle, model: int, here: tuple[tuple[int, ...], int], now: 
         found.add(((), begun))
     for gone, begun_then in [one for one in found if not one[0]]:
         found.add(((now + puzzle.load[model], now), begun_then))
-    return [one for one in found if one[1] == len(line.at) or line.at[one[1]] + puzzle.window[model] > now]
+    return [one for one in found if one[1] == len(line.at) or line.due[one[1]] > now]
 
 
 def puzzle(seed: int) -> Puzzle:
     dice = random.Random(seed)
     models = dice.choice((2, 2, 3, 3))
     load = tuple(dice.randint(1, 3) for _ in range(models))
-    asks: list[list[tuple[int, int]]] = [[] for _ in range(models)]
+    asks: list[list[tuple[int, int, int]]] = [[] for _ in range(models)]
+    slack = tuple(dice.randint(0, 5) for _ in range(models))
     for _ in range(dice.randint(models, 6)):
-        asks[dice.randrange(models)].append((dice.randint(0, 9), dice.randint(0, 3)))
-    window = tuple(one + dice.randint(0, 5) for one in load)
+        model, at = dice.randrange(models), dice.randint(0, 9)
+        asks[model].append((at, at + load[model] + slack[model] + dice.choice((0, 0, 0, 3)), dice.randint(0, 3)))
     need = tuple(dice.choice((1, 1, 2)) for _ in range(models))
-    return Puzzle(need, load, window, tuple(line(a) for a in asks), dice.randint(max(need), max(need) + 1))
+    return Puzzle(need, load, tuple(line(one) for one in asks), dice.randint(max(need), max(need) + 1))
 
 
 @pytest.mark.parametrize("start", range(0, 200, 25))

@@ -46,7 +46,7 @@ class Rent:
 
     def __init__(self, puzzle: Puzzle) -> None:
         self._puzzle = puzzle
-        ends = [line.at[-1] + window + line.longest for line, window in zip(puzzle.lines, puzzle.window, strict=True) if line.at]
+        ends = [line.due[-1] + line.longest for line in puzzle.lines if line.at]
         end = max(ends, default=0) + 1
         self._step = max(SEGMENT_MS_MIN, -(-end // SEGMENTS_MAX))
         self._prices = [0.0] * (end // self._step + 1)
@@ -148,11 +148,11 @@ class Rent:
         """
         puzzle = self._puzzle
         line, load, need = puzzle.lines[model], puzzle.load[model], puzzle.need[model]
-        count, slack = len(line.at), puzzle.window[model] - load
+        count = len(line.at)
         rest = [0.0] * (count + 1)
         chosen: list[tuple[int, int, int]] = [(0, 0, 0)] * count
         for index in range(count - 1, -1, -1):
-            latest = line.at[index] + slack
+            latest = line.due[index] - load
             best, longest, until = INFINITE, 0, 0
             for last in range(index, count):
                 longest, until = max(longest, line.runs[last]), max(until, line.at[last] + line.runs[last])

@@ -26,8 +26,9 @@ from typing import Final
 from modeld.simulation.puzzle import Puzzle
 from modeld.simulation.rent import Rent, Resident
 
-CHAIN_MAX: Final = 3
-POINTS_MAX: Final = 4000
+CHAIN_MAX: Final = 2
+WIDTH_FIRST: Final = 100
+POINTS_MAX: Final = 1500
 """Points alive at one moment. More take memory and time; fewer make the answer a heuristic one sooner."""
 SUBSETS_MAX: Final = 400
 """Victim sets looked at for one start; cut off beyond, which is then no proof."""
@@ -75,18 +76,17 @@ class Point:
         return tuple(reversed(found))
 
 
-def solve(puzzle: Puzzle, *, points_max: int = POINTS_MAX, chain_max: int = CHAIN_MAX) -> Answer | None:
-    """The cheapest stays, or None when no solution was found."""
+def solve(puzzle: Puzzle, *, known: int | None = None, points_max: int = POINTS_MAX, chain_max: int = CHAIN_MAX) -> Answer | None:
+    """The cheapest stays, or None when no solution was found. `known` is the cost of a solution that somebody has: if none is cheaper,
+    the answer has that cost and no starts."""
     rent = Rent(puzzle)
-    best: Answer | None = None
-    for width in sorted({min(100, points_max), min(1000, points_max), points_max}):  # a narrow pass first: its answer prunes the wide one
+    best = None if known is None else Answer(known, 0, False, (), 0)
+    for width in sorted({min(WIDTH_FIRST, points_max), points_max}):  # a narrow pass first: its answer prunes the wide one
         found = _Search(puzzle, width, chain_max, rent, best).run()
-        if found is None:
-            continue
-        if best is None and not found.exact:
+        if found is not None and width < points_max and not found.exact:
             rent.learn(found.cost)
-        best = found
-        if best.exact:
+        best = found or best
+        if best is not None and best.exact:
             break
     return best
 
@@ -151,7 +151,7 @@ class _Search:
         """Absent model -> the last moment to start it for its first unmet ask. Empty: nothing is left to do."""
         puzzle = self.puzzle
         return {
-            model: puzzle.lines[model].at[first] + puzzle.window[model] - puzzle.load[model]
+            model: puzzle.lines[model].due[first] - puzzle.load[model]
             for model, first in enumerate(point.out)
             if first != IN and first < len(puzzle.lines[model].at)
         }
@@ -216,17 +216,17 @@ class _Search:
         reach = self.chain_max * self.longest
         ready = {model: when for model, when, _, _ in point.residents}
         for target, line in enumerate(puzzle.lines):
-            slack = puzzle.window[target] - puzzle.load[target]
             if target in due:
                 self._chain(point, due, (due[target], before, before), (target,), found)
-            if slack < reach:
-                first = point.out[target] + 1 if target in due else line.unmet(0, ready.get(target, 0), point.at)
-                for index in range(first, len(line.at)):
-                    if line.at[index] + slack - reach >= before:
-                        break
-                    latest = max(line.at[index], ready.get(target, 0)) + line.runs[index]
-                    latest = before if target in due else latest
-                    self._chain(point, due, (line.at[index] + slack, before, latest), (target,), found)
+            first = point.out[target] + 1 if target in due else line.unmet(0, ready.get(target, 0), point.at)
+            for index in range(first, len(line.at)):
+                start = line.due[index] - puzzle.load[target]
+                if start - reach >= before:
+                    break
+                latest = max(line.at[index], ready.get(target, 0)) + line.runs[index]
+                latest = before if target in due else latest
+                if start - latest < reach:
+                    self._chain(point, due, (start, before, latest), (target,), found)
         return found
 
     def _chain(
@@ -245,7 +245,7 @@ class _Search:
         for model, load in enumerate(self.puzzle.load):
             if model == used[-1] or (model not in due and left == 1):
                 continue
-            for runs in self._lengths(model, point, due, end):
+            for runs in self._lengths(model, point, end, again=model not in due or left > 2):
                 at = end - runs - load
                 if at < point.at:
                     continue
@@ -253,15 +253,19 @@ class _Search:
                     found.add((at, model, end))
                 self._chain(point, due, (at, before, latest), (*used, model), found)
 
-    def _lengths(self, model: int, point: Point, due: dict[int, int], end: int) -> list[int]:
-        """How long what waited for a visit may have run when it ends: the longest of the first ask, of the first two, and so on."""
+    def _lengths(self, model: int, point: Point, end: int, *, again: bool) -> list[int]:
+        """How long what waited for a visit may have run when it ends: the longest of the first ask, of the first two, and so on.
+
+        again   it is present now, or may have been visited before in the chain: any ask that comes before `end` may be its first then
+        """
         line = self.puzzle.lines[model]
-        if model not in due:  # present now: any ask that has not ended may be its first then
-            start = bisect_right(line.at, point.at - line.longest)
+        first = point.out[model]
+        if again:
+            start = bisect_right(line.at, point.at - line.longest) if first == IN else first
             stop = bisect_right(line.at, end)
             return sorted({line.runs[index] for index in range(start, stop) if line.at[index] + line.runs[index] <= end})
         found: list[int] = []
-        for index in range(point.out[model], len(line.at)):
+        for index in range(first, len(line.at)):
             if line.at[index] + line.runs[index] > end:
                 break
             if not found or line.runs[index] > found[-1]:
