@@ -9,6 +9,8 @@ SHELL := /bin/sh
 BIN := .venv/bin
 REPORTS := reports
 UNIT_WORKERS ?= 2
+SIM_WORKERS ?= 2
+EVENTS ?= 1500000
 TEST_TIMEOUT ?= 60
 E2E_TIMEOUT ?= 120
 COVERAGE_FLOOR := 90
@@ -36,8 +38,8 @@ install: ## Make .venv and a working .venv/bin/modeld
 	@sh scripts/venv.sh run
 
 ##@ Check
-.PHONY: test lint unit e2e-py coverage bench bench-relay chaos dev
-test: lint unit e2e-py coverage ## Everything CI runs: lint, unit, e2e-py and the coverage floor
+.PHONY: test lint unit sim e2e-py coverage bench bench-relay chaos dev
+test: lint unit sim e2e-py coverage ## Everything CI runs: lint, unit, sim, e2e-py and the coverage floor
 
 lint: dev ## ruff, mypy --strict, the import layers and the house rules
 	$(BIN)/ruff check
@@ -49,6 +51,9 @@ lint: dev ## ruff, mypy --strict, the import layers and the house rules
 unit: dev $(NEEDS_STARTER) ## All tests below the whole daemon
 	@mkdir -p $(REPORTS)
 	COVERAGE_FILE=$(REPORTS)/coverage.unit $(PYTEST) -m "not e2e" -n $(UNIT_WORKERS) --timeout $(TEST_TIMEOUT) --junitxml $(REPORTS)/unit.xml
+
+sim: dev ## The real scheduler through 1.5 million events and every fault (EVENTS=100000 for fewer)
+	$(BIN)/python -m modeld.simulation.campaign --events $(EVENTS) --workers $(SIM_WORKERS) --out $(REPORTS) $(ARGS)
 
 e2e-py: dev $(NEEDS_STARTER) ## The real daemon over real sockets with the starter model, one test at a time
 	@mkdir -p $(REPORTS)

@@ -44,6 +44,7 @@ from modeld.runtime.adapters.interface import Adapter, EngineInfo
 from modeld.runtime.background import in_background
 from modeld.runtime.driver import Driver
 from modeld.runtime.supervisor import Supervisor
+from modeld.runtime.trace import TraceWriter
 
 log = logging.getLogger("modeld.app")
 
@@ -127,7 +128,9 @@ class Daemon:
             loop.add_signal_handler(number, self._on_signal)
         loop.add_signal_handler(signal.SIGHUP, self._look.set)
         metrics = Metrics(__version__)
-        self._driver = driver = Driver(Scheduler(self._settings.limits(), {}), observer=metrics, on_fatal=self._on_fatal)
+        limits, place = self._settings.limits(), self._settings.trace_file
+        trace = None if place is None else TraceWriter(place, limits, now=loop.time())
+        self._driver = driver = Driver(Scheduler(limits, {}), observer=metrics, on_fatal=self._on_fatal, trace=trace)
         app = self._edge(driver, metrics)
         self._listener = listener = Listener(app, ProtocolLimits(), self._settings.shutdown_timeout, app.turn_away)
         async with asyncio.TaskGroup() as group:
@@ -140,6 +143,8 @@ class Daemon:
             await self._wind_up(working)
             await serving
         driver.close()
+        if trace is not None:
+            trace.close()
         log.info("stopped")
         return self._exit_code
 

@@ -54,7 +54,7 @@ def test_nobody_stands_in_two_places():
     with pytest.raises(InvariantError):
         lines.append(request("x", B), NORMAL, 0, 5)
     with pytest.raises(InvariantError):
-        lines.restore(waiting)
+        lines.restore(waiting, 0, 5)
 
 
 def test_what_was_granted_stands_in_its_old_place_again():
@@ -64,7 +64,7 @@ def test_what_was_granted_stands_in_its_old_place_again():
         lines.remove(RequestId(name))
         assert waiting[name].ticket == "vwxyz".index(name) + 1
     for name in ("x", "v", "w"):
-        lines.restore(waiting[name])
+        lines.restore(waiting[name], 0, 5)
     assert [w.request.id for w in lines.all()] == ["v", "w", "x", "y", "z"]
     assert sorted(take(lines)[:2]) == ["v", "w"]
 
@@ -73,7 +73,7 @@ def test_a_line_that_emptied_is_made_anew_by_who_comes_back():
     lines = Lines()
     waiting = enter(lines, "x")
     assert take(lines) == ["x"]
-    lines.restore(waiting)
+    lines.restore(waiting, 0, 5)
     assert lines.length(A) == 1
 
 
@@ -198,7 +198,7 @@ def test_fractions_of_work_whose_sums_miss_by_a_digit_hang_nobody():
     """After so many rounds as seem to be enough neither of them can pay, by 6e-14 of a token."""
     share = Share()
     for n, by in enumerate("pq"):
-        share.append(Waiting(request(by, by=by), n, NORMAL, 0, 9, 9))
+        share.append(Waiting(request(by, by=by), n, NORMAL, 0, 9, 0, 9))
     share._deficit = {Principal(by): math.nextafter(-511, -math.inf) for by in "pq"}
     assert share.next().request.id == "p"
 
@@ -232,11 +232,35 @@ def test_a_stopped_clock_keeps_what_was_left_also_for_who_comes_meanwhile():
     lines.stop_clock(A, 4)  # it stands still already
     late = lines.append(request("y"), NORMAL, 50, 5)
     other = lines.append(request("z", B), NORMAL, 50, 5)
-    assert not lines.is_late(early, 99)
-    assert lines.is_late(other, 99)
-    assert lines.start_clock(A, 100) == [early, late]
-    assert lines.start_clock(A, 101) == []
-    assert (early.deadline, late.deadline, other.deadline) == (102, 105, 55)
+    assert (lines.is_late(early, 99), lines.is_late(other, 99)) == (False, True)
+    assert [lines.left_seconds(waiting, 99) for waiting in (early, late, other)] == [2, 5, 0]
+    lines.start_clock(A, 100)
+    assert lines.start_clock(A, 101) == []  # it runs already
+    assert [lines.next_look(waiting, 101) for waiting in (early, late)] == [102, 105]
+    assert [lines.is_late(early, now) for now in (101.9, 102)] == [False, True]
+
+
+def test_who_was_looked_at_in_vain_while_the_clock_stood_is_looked_at_again_when_it_goes_on():
+    lines = Lines()
+    asked = lines.append(request("x"), NORMAL, 0, 5)
+    gone = lines.append(request("y"), NORMAL, 0, 5)
+    not_yet = lines.append(request("z"), NORMAL, 2, 5)
+    lines.stop_clock(A, 3)
+    assert [lines.next_look(waiting, 5) for waiting in (asked, gone, not_yet)] == [math.inf, math.inf, 7]
+    lines.remove(RequestId("y"))
+    assert lines.start_clock(A, 6) == [asked]
+    assert lines.next_look(asked, 6) == 8
+
+
+def test_who_came_back_has_what_was_left_of_its_time_also_when_the_load_runs_already():
+    lines = Lines()
+    waiting = lines.append(request("x"), NORMAL, 0, 5)
+    left = lines.left_seconds(waiting, 2)
+    lines.remove(RequestId("x"))
+    lines.stop_clock(A, 10)
+    lines.restore(waiting, 20, left)
+    lines.start_clock(A, 30)
+    assert (waiting.requeued, lines.next_look(waiting, 30)) == (True, 33)
 
 
 def test_the_clients_own_limit_never_stops():

@@ -16,6 +16,7 @@ VERBS = {
     "status": ("modeld.cli.status", "Show what is loaded, who waits, and the memory."),
     "why": ("modeld.cli.why", "Say why a model is loaded or not, and why requests wait."),
     "config": ("modeld.cli.config", "Show, check and describe the settings."),
+    "simulate": ("modeld.cli.simulate", "Compare scheduling policies on a recorded or shipped workload."),
     "completion": ("modeld.cli.completion", "Print the completion script of a shell."),
     "version": ("modeld.cli.version", "Print the versions of modeld, Python and the engine."),
 }

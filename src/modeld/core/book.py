@@ -147,6 +147,8 @@ class Book:
         """Checks that passed and wait for room; used up by the start."""
         self.wishes: dict[ModelId, bool] = {}
         """Models wanted without a request, with whether idle others may be evicted for them."""
+        self.gave_way: dict[ModelId, ModelId] = {}
+        """Models whose memory was taken, with the one it is for: behind it they stand until it has started."""
         self.waits: dict[ModelId, str] = {}
         """Why demands wait, by the words of placement.py, as far as the last plan looked at them."""
         self.shutting_down = False
@@ -208,6 +210,10 @@ class Book:
 
     def is_demand(self, model: ModelId) -> bool:
         return model in self._listed
+
+    def ticket(self, model: ModelId) -> int:
+        """Of the oldest request of a demand, 0 = it is none."""
+        return self._listed.get(model, 0)
 
     def due_count(self, now: float) -> int:
         """So many of the demands are due, the first ones: their oldest request has waited fairness_wait."""

@@ -158,8 +158,8 @@ class Bookings:
             instance.leases.pop(request, None)
             instance.last_used = now
             self.touched[instance.id] = None
-            if not instance.leases:
-                self.replan = True
+            if not instance.leases and book.lines.of(instance.model) is None:
+                self.replan = True  # it is idle now
                 book.alarm(instance.idle_until, Alarm.IDLE, instance.id)
         return lease
 
@@ -194,6 +194,7 @@ class Bookings:
         instance = Instance(book.next_instance_id(model), spec, place, started=now, last_used=now)
         book.add(instance)
         book.checked.pop(model, None)
+        book.gave_way = {one: other for one, other in book.gave_way.items() if model not in (one, other)}
         book.lines.stop_clock(model, now)
         if book.is_pinned(instance):
             book.forget_memory()
@@ -217,6 +218,7 @@ class Bookings:
         instance.advance(Signal.RESUME)
         instance.drain_why, instance.closed_for = "", ""
         self.book.wishes.pop(instance.model, None)
+        self.book.gave_way.pop(instance.model, None)
         self.touched[instance.id] = None
 
     def drain(self, instance: Instance, why: str, now: float) -> None:

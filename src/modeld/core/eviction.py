@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from modeld.core.model import DeviceId, InstanceId
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Candidate:
     """An instance that may be evicted.
 

@@ -205,7 +205,9 @@ def _doing(book: Book, instance: Instance, now: float) -> str:
 
 def _running(*instances: Instance) -> str:
     count = sum(len(one.leases) for one in instances)
-    return f"{count} request{'' if count == 1 else 's'} running"
+    loads = sum(one.state is State.LOADING for one in instances)
+    running = f"{count} request{'' if count == 1 else 's'} running"
+    return running + (f", {loads} load{'' if loads == 1 else 's'} in progress" if loads else "")
 
 
 def _names(instances: list[Instance]) -> str:

@@ -72,64 +72,78 @@ def plan(demands: Iterable[Demand], residents: Sequence[Candidate], room: Room, 
     for demand in demands:
         if demand.due is not due:
             due = demand.due
-            reach = _reach(pool, room, due=due)
-        if _is_over(pool, room, least_mb, due=due):
-            break
-        if not any(_fits(place, reach) for place in demand.places):  # 5
-            result.waits[demand.model] = OTHERS
             if not due:
-                continue
-            pool = _keep(demand, pool, room)
+                pool = [one for one in pool if one.idle]
+            reach = _reach(pool, room)
+        if _is_over(pool, room, least_mb):
+            break
+        if _best_fit(demand.places, reach) is None:  # 5
+            result.waits[demand.model] = OTHERS
+            if due:
+                pool = _keep(demand, pool, room)
+                reach = _reach(pool, room)
         elif not demand.checked:
             result.waits[demand.model] = CHECKING
             fitting = [place for place in demand.places if _fits(place, room.free)] or demand.places
             _take(room, min(fitting, key=lambda place: _left_over(place, room.free)), only_free=True)
+            reach = _reach(pool, room)
         else:
-            pool = _decide(demand, pool, room, result)
-        reach = _reach(pool, room, due=due)
+            pool, taken = _decide(demand, pool, room, result)
+            for device, amount in taken.items():
+                if device in reach:
+                    reach[device] -= amount  # what it waits for has only moved from the pool to what is coming
     return result
 
 
-def _decide(demand: Demand, pool: list[Candidate], room: Room, result: Plan) -> list[Candidate]:
-    """One demand. Books what it takes in `room` and `result`; the candidates that are left for the next one."""
+def _decide(demand: Demand, pool: list[Candidate], room: Room, result: Plan) -> tuple[list[Candidate], Vector]:
+    """One demand. Books what it takes in `room` and `result`; the candidates that are left for the next one, and the place it took."""
     place = _best_fit(demand.places, room.free)
     if place is not None:  # 2
         result.start[demand.model] = place
         _take(room, place)
-        return pool
+        return pool, place
     soon = _sum(room.free, room.coming)
     place = _best_fit(demand.places, soon)
     if place is not None:  # 3
         result.waits[demand.model] = COMING
         _take(room, place)
-        return pool
-    if not demand.may_evict:
+        return pool, place
+    found = _victims(demand.places, pool, soon) if demand.may_evict else None  # 4
+    if found is None:
         result.waits[demand.model] = OTHERS
-        return pool
-    in_reach = [one for one in pool if demand.due or one.idle]
-    best: tuple[tuple[int, int, int, int], Vector, Sequence[Candidate]] | None = None
-    for place in demand.places:  # 4
-        short = {device: amount - soon[device] for device, amount in place.items() if device in soon and amount > soon[device]}
-        victims = choose(in_reach, short)
-        if victims is not None:
-            later, busy = sum(v.later for v in victims), sum(v.busy and not v.closed for v in victims)
-            rank = (later, busy, sum(not v.closed for v in victims), _freed(victims))
-            if best is None or rank < best[0]:
-                best = (rank, place, victims)
-    if best is None:
-        result.waits[demand.model] = OTHERS
-        return pool
-    _, place, victims = best
-    taken = {victim.id for victim in victims}
+        return pool, {}
+    place, victims = found
+    wait = VICTIMS
     for victim in victims:
-        if not victim.later:
+        if victim.later:
+            wait = LOADS
+        else:
             result.evict[victim.id] = demand.model
         for device, amount in victim.frees_mb.items():
             if device in room.coming:
                 room.coming[device] += amount
+        pool.remove(victim)
     _take(room, place)
-    result.waits[demand.model] = LOADS if best[0][0] else VICTIMS
-    return [one for one in pool if one.id not in taken]
+    result.waits[demand.model] = wait
+    return pool, place
+
+
+def _victims(places: Sequence[Vector], pool: list[Candidate], soon: Mapping[DeviceId, int]) -> tuple[Vector, Sequence[Candidate]] | None:
+    """Who gives way, and where: the place for which fewest must wait, then fewest busy ones, then fewest of all are closed for it."""
+    best: tuple[Vector, Sequence[Candidate]] | None = None
+    best_rank: tuple[int, int, int, int] | None = None
+    for place in places:
+        short = {device: amount - soon[device] for device, amount in place.items() if device in soon and amount > soon[device]}
+        victims = choose(pool, short)
+        if victims is None:
+            continue
+        if len(places) == 1:
+            return place, victims
+        opened = [victim for victim in victims if not victim.closed]
+        rank = (sum(v.later for v in victims), sum(v.busy for v in opened), len(opened), sum(sum(v.frees_mb.values()) for v in victims))
+        if best_rank is None or rank < best_rank:
+            best, best_rank = (place, victims), rank
+    return best
 
 
 def _keep(demand: Demand, pool: list[Candidate], room: Room) -> list[Candidate]:
@@ -168,22 +182,20 @@ def places(need_mb: int, host_mb: int, capacity: Mapping[DeviceId, int | None], 
     return ({**{device: share for device, share in shares.items() if share}, **beside},)
 
 
-def _reach(pool: Sequence[Candidate], room: Room, *, due: bool) -> dict[DeviceId, int]:
+def _reach(pool: Sequence[Candidate], room: Room) -> dict[DeviceId, int]:
     """All that a demand could still get, if everybody in the pool went."""
     total = _sum(room.free, room.coming)
     for one in pool:
-        if due or one.idle:
-            for device, amount in one.frees_mb.items():
-                if device in total:
-                    total[device] += amount
+        for device, amount in one.frees_mb.items():
+            if device in total:
+                total[device] += amount
     return total
 
 
-def _is_over(pool: Sequence[Candidate], room: Room, least_mb: int, *, due: bool) -> bool:
+def _is_over(pool: Sequence[Candidate], room: Room, least_mb: int) -> bool:
     """Nothing is left that anybody could be given or that could be closed for him now: who comes later waits."""
-    for one in pool:
-        if not one.later and (due or one.idle):
-            return False
+    if pool and not pool[0].later:  # those that cannot go yet come last
+        return False
     limited = False
     for device, amount in room.free.items():
         if device != HOST:
@@ -195,8 +207,11 @@ def _is_over(pool: Sequence[Candidate], room: Room, least_mb: int, *, due: bool)
 
 def _best_fit(places: Sequence[Vector], have: Mapping[DeviceId, int]) -> Vector | None:
     """The place that fits with the least left over, None when none fits."""
-    fitting = [place for place in places if _fits(place, have)]
-    return min(fitting, key=lambda place: _left_over(place, have)) if len(fitting) > 1 else (fitting[0] if fitting else None)
+    best: Vector | None = None
+    for place in places:
+        if _fits(place, have) and (best is None or _left_over(place, have) < _left_over(best, have)):
+            best = place
+    return best
 
 
 def _fits(place: Vector, have: Mapping[DeviceId, int]) -> bool:
@@ -212,10 +227,6 @@ def _left_over(place: Vector, have: Mapping[DeviceId, int]) -> int:
 
 def _sum(one: Mapping[DeviceId, int], other: Mapping[DeviceId, int]) -> dict[DeviceId, int]:
     return {device: amount + other.get(device, 0) for device, amount in one.items()}
-
-
-def _freed(victims: Sequence[Candidate]) -> int:
-    return sum(sum(victim.frees_mb.values()) for victim in victims)
 
 
 def _take(room: Room, place: Vector, *, only_free: bool = False) -> None:

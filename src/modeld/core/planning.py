@@ -45,6 +45,7 @@ class Planner:
                 do.reopen(instance)
         for victim, for_model in plan.evict.items():
             instance = book.instances[victim]
+            book.gave_way[instance.model] = for_model
             if instance.leases:
                 do.close(instance, for_model, now)
             else:
@@ -58,7 +59,7 @@ class Planner:
     def _demands(self, due: int, now: float) -> Iterator[Demand]:
         """The first `due` demands, then the others."""
         book = self._book
-        for _, model, _ in book.demands[:due]:
+        for model in self._due(due):
             if (demand := self._demand(model, now, due=True)) is not None:
                 yield demand
         rest = book.demands[due:]
@@ -72,6 +73,25 @@ class Planner:
                 if demand is not None:
                     demand.may_evict = may_evict
                     yield demand
+
+    def _due(self, due: int) -> Iterator[ModelId]:
+        """Oldest first; but who gave way to another stands behind it, or its own older line would take the memory back at once."""
+        book = self._book
+        last = book.demands[due - 1][0] if due else 0
+        behind: dict[ModelId, list[ModelId]] = {}
+        held: set[ModelId] = set()
+        for ticket, model, _ in book.demands[:due]:
+            first = book.gave_way.get(model)
+            if first is not None and (first in held or ticket < book.ticket(first) <= last):
+                behind.setdefault(first, []).append(model)
+                held.add(model)
+                continue
+            yield model
+            following = behind.pop(model, None) if behind else None
+            while following:
+                held.discard(one := following.pop(0))
+                following[:0] = behind.pop(one, ())
+                yield one
 
     def _demand(self, model: ModelId, now: float, *, due: bool) -> Demand | None:
         """None while a start is held back after a failure."""

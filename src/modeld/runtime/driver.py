@@ -78,6 +78,12 @@ class Observer(Protocol):
     def backpressure(self, reason: str) -> None: ...
 
 
+class Recorder(Protocol):
+    """Who writes down each step: runtime.trace.TraceWriter. Must not wait for anything."""
+
+    def record(self, at: float, event: Event, commands: list[Command]) -> None: ...
+
+
 class Lease:
     """A slot of a ready instance, held while a request runs."""
 
@@ -192,12 +198,15 @@ class _Waiting:
 class Driver:
     """Feeds the scheduler, carries out what it commands, arms the one timer. Belongs to one event loop."""
 
-    def __init__(self, scheduler: Scheduler, *, observer: Observer, on_fatal: Callable[[InvariantError], None]) -> None:
+    def __init__(
+        self, scheduler: Scheduler, *, observer: Observer, on_fatal: Callable[[InvariantError], None], trace: Recorder | None = None
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.journal = Journal()
         self._scheduler = scheduler
         self._observer = observer
         self._on_fatal = on_fatal
+        self._trace = trace
         self._actor: Actor | None = None
         self._inbox: deque[Event] = deque()
         self._busy = False
@@ -279,6 +288,8 @@ class Driver:
             self._on_fatal(error)
             return
         self.journal.record(now, event, commands)
+        if self._trace is not None:
+            self._trace.record(now, event, commands)
         if isinstance(event, MemoryFreed):
             self._started.pop(event.instance, None)
             self._empty.set()

@@ -14,8 +14,10 @@ memory is back, the longest over the victims of that demand; a turn until its la
 
 What faults do to it. The clock starts again, at that moment and with a new list of older demands, when the oldest request leaves or is
 refused (the bound is for the oldest), when the models or the settings are replaced, when an operator wishes or unloads a model. A demand
-that lost its instance to a crash, a hang or an unload, or whose request, older than ours, failed and stands in line again, joins A. A model
-that failed while its request waited is excused (back-off). `judged` and `excused` count both, so that the check cannot become empty unseen.
+that lost its instance to a crash, a hang or an unload, or whose request, older than ours, failed and stands in line again, joins A. A
+model that failed while its request waited is excused (back-off). So is one beside pinned models that leave it no room (a budget was
+lowered) or that, with several devices, may stand in the only place that is large enough: they never give way. `judged` and `excused`
+count both, so that the check cannot become empty unseen.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from collections.abc import Callable
 from modeld.core.messages import Event, LoadRequested, ModelTableReplaced, SettingsReplaced, UnloadRequested
 from modeld.core.model import ModelId
 from modeld.simulation.outside import Outside
-from modeld.simulation.seen import READY, Asked, Seen
+from modeld.simulation.room import fits
+from modeld.simulation.seen import LOADING, READY, Asked, Seen
 
 SLACK_SECONDS = 1e-6
 """For sums of floating-point numbers."""
@@ -86,7 +89,7 @@ class Bound:
         if due is None or due.oldest is not asked:
             return
         del self._due[asked.request.model]
-        if self._outside.failed_at.get(asked.request.model, -math.inf) >= asked.arrived or asked.requeued:
+        if self._is_excused(asked, due):
             self.excused += 1
             return
         waited, parts = now - due.since, self._allowed(asked.request.model, due, now)
@@ -100,7 +103,13 @@ class Bound:
 
     def _open(self, model: ModelId, oldest: Asked, since: float, demands: list[tuple[Asked, ModelId]]) -> None:
         outside = self._outside
-        older = [name for asked, name in demands if asked.ticket < oldest.ticket and name != model]
+        mine = outside.rank_of_age(oldest, model)
+        leaving = [
+            (next(iter(line.values())), name)
+            for name, line in outside.lines.items()
+            if (seen := outside.by_model.get(name)) is not None and (seen.draining or seen.state not in (LOADING, READY))
+        ]
+        older = [name for asked, name in [*demands, *leaving] if outside.rank_of_age(asked, name) <= mine and name != model]
         ahead = [
             seen
             for seen in outside.instances.values()
@@ -108,31 +117,44 @@ class Bound:
         ]
         self._due[model] = Due(since, oldest, ahead, older, [name for name in older if not outside.is_checked(name)])
 
-    def _allowed(self, model: ModelId, due: Due, now: float) -> dict[str, float]:
-        """The parts of the bound, by name."""
-        since, outside = due.since, self._outside
-        recent = [*outside.instances.values()]
-        for seen in reversed(outside.past):
+    def _is_excused(self, asked: Asked, due: Due) -> bool:
+        outside = self._outside
+        if outside.failed_at.get(asked.request.model, -math.inf) >= asked.arrived or asked.requeued:
+            return True
+        pinned = [seen for seen in self._recent(due.since) if outside.is_pinned(seen)]
+        spec = outside.models.get(asked.request.model)
+        if not pinned or spec is None:
+            return False
+        room = {device: mb - sum(seen.frees_mb(device) for seen in pinned) for device, mb in outside.capacity_mb().items()}
+        return len(outside.limits.budget_mb) > 1 or not fits(spec, room, outside.capacity_mb())
+
+    def _recent(self, since: float) -> list[Seen]:
+        """Instances of now, and those that went since then."""
+        recent = [*self._outside.instances.values()]
+        for seen in reversed(self._outside.past):
             if seen.gone_at <= since:
                 break
             recent.append(seen)
+        return recent
+
+    def _allowed(self, model: ModelId, due: Due, now: float) -> dict[str, float]:
+        """The parts of the bound, by name."""
+        since, outside = due.since, self._outside
+        recent = self._recent(since)
         parts = {"ahead": max((self._out_of_the_way(seen, now) - since for seen in due.ahead), default=0.0)}
         hit = {seen.model for seen in recent if seen.gone_at < now and not seen.victim_of and seen.model != model}
         hit |= {asked.request.model for at, asked in outside.returns if at >= since and asked.ticket < due.oldest.ticket} - {model}
         for name in [*due.older, *sorted(hit - set(due.older))]:
             check = outside.checked_at.get(name, since) - since if name in due.unchecked else 0.0
-            turn = max((self._turn_seconds(seen, now) for seen in recent if seen.model == name and seen.started >= since), default=0.0)
-            loads = self._load_seconds(name, recent, since, now, due.oldest.ticket)
-            parts[f"older {name}"] = max(0.0, check) + self._drain_seconds(name, recent, since, now) + loads + turn
-        by_itself = [seen for seen in recent if not seen.victim_of and seen.stopped_at is not None]
-        fell = max((min(now, seen.gone_at) - max(since, seen.stopped_at or 0.0) for seen in by_itself), default=0.0)
-        parts["drain"] = max(fell, self._drain_seconds(model, recent, since, now))
-        parts["load"] = self._load_seconds(model, recent, since, now, math.inf)
+            loads, turns = self._load_seconds(name, recent, since, now, again=name in hit)
+            parts[f"older {name}"] = max(0.0, check) + self._drain_seconds(name, recent, since, now) + loads + turns
+        parts["drain"] = self._drain_seconds("", recent, since, now)
+        parts["load"] = self._load_seconds(model, recent, since, now, again=True)[0]
         return parts
 
     def _out_of_the_way(self, seen: Seen, now: float) -> float:
         """When what stood in the way at the beginning no longer did."""
-        if seen.ready_at is None or seen.stopped_at is not None:
+        if seen.ready_at is None or seen.stopped_at is not None or (seen.draining and not seen.closed_for):
             return min(now, seen.gone_at)
         return seen.ready_at + self._turn_seconds(seen, now)
 
@@ -144,31 +166,41 @@ class Bound:
         return max(0.0, min(ended, seen.turn_until) - seen.ready_at)
 
     def _drain_seconds(self, beneficiary: str, recent: list[Seen], since: float, now: float) -> float:
-        """The longest of its victims: closed or stopped, until its memory was back.
+        """The longest of its victims (of all that went, for beneficiary ""): from when it was closed or stopped until its memory was back.
 
-        A victim that was opened again counts as if it had not been: until the last of the leases that ran on it had ended, and its stop.
+        A victim that was opened again counts as if it had not been: until the last of the leases that ran on it had ended, and its stop;
+        and what the stop of the victim that was taken instead took longer than it should.
         """
-        longest = 0.0
+        longest, usual = 0.0, self._outside.stop_seconds
+        extra = max(
+            (min(now, seen.gone_at) - seen.stopped_at - usual.get(seen.model, 0.0) for seen in recent if seen.stopped_at is not None),
+            default=0.0,
+        )
         for seen in recent:
-            if beneficiary in (seen.victim_of, seen.closed_for):
-                going_at = min(seen.closed_at, math.inf if seen.stopped_at is None else seen.stopped_at)
+            stopped_at = math.inf if seen.stopped_at is None else seen.stopped_at
+            if (going_at := min(seen.closed_at, stopped_at)) < now and (
+                not beneficiary or beneficiary in (seen.victim_of, seen.closed_for)
+            ):
                 longest = max(longest, min(now, seen.gone_at) - max(since, going_at))
-            for model, at, leases in seen.closings:
-                if model == beneficiary:
-                    ends = max((min(now, _end_of(asked, at)) for asked in leases), default=at) + self._outside.stop_seconds.get(
-                        seen.model, 0.0
-                    )
+            for name, at, leases in seen.closings:
+                if name == beneficiary or not beneficiary:
+                    stop = usual.get(seen.model, 0.0) + max(0.0, extra)
+                    ends = max((min(now, _end_of(asked, at)) for asked in leases), default=at) + stop
                     longest = max(longest, min(now, ends) - max(since, at))
         return longest
 
-    @staticmethod
-    def _load_seconds(model: ModelId, recent: list[Seen], since: float, now: float, before_ticket: float) -> float:
-        """All its loads for a request older than `before_ticket`, a failed one until its memory was back."""
-        total = 0.0
-        for seen in recent:
-            if seen.model == model and seen.started >= since and seen.for_ticket < before_ticket:
-                total += min(now, seen.gone_at if seen.ready_at is None else seen.ready_at) - seen.started
-        return total
+    def _load_seconds(self, model: ModelId, recent: list[Seen], since: float, now: float, *, again: bool) -> tuple[float, float]:
+        """(loads, turns) of a model, up to the first load that became ready; `again`: all, for it may have been lost by a fault.
+
+        A failed or abandoned load counts until its memory was back.
+        """
+        loads, turns = 0.0, 0.0
+        for seen in sorted((seen for seen in recent if seen.model == model and seen.started >= since), key=lambda seen: seen.started):
+            loads += min(now, seen.gone_at if seen.ready_at is None else seen.ready_at) - seen.started
+            turns += self._turn_seconds(seen, now)
+            if seen.ready_at is not None and not again:
+                break
+        return loads, turns
 
 
 def _end_of(asked: Asked, at: float) -> float:

@@ -61,6 +61,7 @@ NAMES = (
     "closing",
     "needless",
     "queues",
+    "hopeless",
     "idle_slot",
     "room_unused",
     "due_stands",
@@ -153,6 +154,8 @@ class Watch:
             self._first_grant(event, commands, now)
         self._idle_slots(now)
         if demands:
+            if is_due and len(demands) > 1 and outside.gave_way:
+                demands = outside.in_order(demands, now)
             if self._is["room_unused"]:
                 self._room_unused(demands, now)
             if is_due and self._is["due_stands"]:
@@ -173,6 +176,8 @@ class Watch:
             if view.state == "draining":
                 self._draining = True
                 if not seen.draining or seen.closed_for != view.closed_for:
+                    if view.closed_for and not seen.draining:
+                        self.outside.give_way(seen)
                     seen.close(view.closed_for, now)
                     closed.append(seen)
             elif seen.draining and seen.state is READY:
@@ -304,10 +309,16 @@ class Watch:
             spec = outside.models.get(model)
             if spec is None:
                 continue
+            if is_hopeless(outside, spec):
+                if self._is["hopeless"]:
+                    self._fail("hopeless", f"{asked.request.id} waits for {model}, which does not fit beside what is pinned")
+                continue
             is_due = outside.due_at(asked) <= now + EPSILON
-            if fits(spec, room, capacity) and is_clear(outside, spec) and outside.is_checked(model) and not is_hopeless(outside, spec):
-                ahead = waiting if is_due else who_goes_before(outside, model, demands, now)
-                left = without_need_of(room, [outside.models[name] for name in ahead])
+            if fits(spec, room, capacity) and is_clear(outside, spec) and outside.is_checked(model):
+                rank = outside.rank_of_age(asked, model)
+                equal = [name for other, name in demands if name != model and outside.rank_of_age(other, name) == rank]
+                ahead = [*waiting, *equal] if is_due else who_goes_before(outside, model, demands, now)
+                left = without_need_of(room, [outside.models[name] for name in ahead if name in outside.models])
                 if fits(spec, left, capacity) and self._may_start(model, now):
                     self._fail("room_unused", f"{asked.request.id} waits for {model}, which fits into free memory: {left}")
             waiting.append(model)
@@ -318,29 +329,35 @@ class Watch:
         return not any(view.model == model and view.state == "failed" for view in self._watched.snapshot(now).instances)
 
     def _due_stands(self, demands: list[tuple[Asked, ModelId]], now: float) -> None:
-        """The oldest due demand: what is going would be enough, or all that may be chosen would not."""
+        """The first due demand: what is going would be enough, or all that may be chosen would not."""
         outside = self.outside
         asked, model = demands[0]
+        if outside.due_at(asked) > now - EPSILON:
+            return  # it becomes due at this very moment, or the next
+        if len(demands) > 1 and outside.rank_of_age(*demands[0]) == outside.rank_of_age(*demands[1]):
+            return  # both gave way in one step: either may go first
         spec = outside.models.get(model)
-        if spec is None or not outside.is_checked(model) or not is_clear(outside, spec):
+        if spec is None or not outside.is_checked(model) or not is_clear(outside, spec) or is_hopeless(outside, spec):
             return
-        capacity = outside.capacity_mb()
-        going = [seen for seen in outside.instances.values() if seen.state is not LOADING and (seen.draining or seen.state is not READY)]
+        capacity, residents = outside.capacity_mb(), outside.instances.values()
+        going = [seen for seen in residents if seen.state is not LOADING and (seen.draining or seen.state is not READY)]
         room = with_memory_of(outside.free_mb(), going)
         if fits(spec, room, capacity):
             return
-        more = [
-            seen
-            for seen in outside.instances.values()
-            if seen.state is READY and not seen.draining and not outside.is_pinned(seen) and not seen.spec.external
-            if not outside.may_be_in_turn(seen, now)
-        ]
-        more += [
-            s for s in outside.instances.values() if s.state is LOADING and s.model not in outside.lines and s.model not in outside.wishes
-        ]
+        more = [seen for seen in residents if self._may_go(seen, now)]
         if fits(spec, with_memory_of(room, more), capacity) and self._may_start(model, now):
             told = [f"{seen.id}{' (busy)' if seen.leases else ''}" for seen in more]
             self._fail("due_stands", f"{asked.request.id} is due for {model} and nothing is done, {told} could give way")
+
+    def _may_go(self, seen: Seen, now: float) -> bool:
+        """A due demand may choose it."""
+        outside = self.outside
+        if outside.is_pinned(seen) or seen.spec.external:
+            return False
+        if seen.state is LOADING:
+            wanted = seen.model in outside.lines or seen.model in outside.wishes or outside.renewed.get(seen.model, -1.0) >= 0.0
+            return not wanted
+        return seen.state is READY and not seen.draining and not outside.may_be_in_turn(seen, now)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

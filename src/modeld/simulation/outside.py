@@ -42,7 +42,7 @@ from modeld.simulation.seen import ENDED, FAILED, LOADING, READY, RUNNING, STOPP
 
 PAST_MAX = 512
 VICTIM = "evicted for "
-STUCK = "stuck"
+STUCK, REPLACED = "stuck", "replaced"
 
 
 class Outside:
@@ -67,7 +67,10 @@ class Outside:
         self.used_mb: dict[DeviceId, int] = {}
         self.checked: dict[ModelId, str] = {}
         self.checked_at: dict[ModelId, float] = {}
+        """When the last launch check of a model was answered."""
         self.wishes: dict[ModelId, bool] = {}
+        self.renewed: dict[ModelId, float] = {}
+        """When an instance of a model was last stopped because its file or its options changed: it is loaded anew without a request."""
         self.failed_at: dict[ModelId, float] = {}
         """When a load or an instance of a model last failed, was lost or got stuck."""
         self.died: dict[ModelId, bool] = {}
@@ -83,6 +86,8 @@ class Outside:
         """Who came back into line, and when; the last one last."""
         self.shutting_down = False
         self.arrivals = 0
+        self.gave_way: dict[ModelId, float] = {}
+        """Arrivals until an instance of the model was last closed, or stopped, for another model."""
         self.stop_seconds: Mapping[ModelId, float] = {}
         """How long the child of a model takes to end when nothing goes wrong; what is not named takes 0."""
         self.on_end: Callable[[Asked, str, float], None] = _nobody
@@ -137,6 +142,19 @@ class Outside:
         found = [(next(iter(line.values())), model) for model, line in self.lines.items() if model not in self.by_model]
         found.sort(key=_ticket)
         return found
+
+    def rank_of_age(self, oldest: Asked, model: ModelId) -> float:
+        """Due demands are served in this order: by their oldest request, but who gave way comes after all who waited then."""
+        return max(oldest.ticket, self.gave_way.get(model, 0))
+
+    def give_way(self, seen: Seen) -> None:
+        """It is closed, or stopped, for another model: its line comes after all that wait now."""
+        self.gave_way[seen.model] = self.arrivals + 0.5
+
+    def in_order(self, demands: list[tuple[Asked, ModelId]], now: float) -> list[tuple[Asked, ModelId]]:
+        """Due ones in the order in which they are served, then the others."""
+        due = [one for one in demands if self.due_at(one[0]) <= now + 1e-9]
+        return sorted(due, key=lambda one: self.rank_of_age(*one)) + demands[len(due) :]
 
     def due_at(self, asked: Asked) -> float:
         return asked.arrived + self.limits.fairness_wait_seconds
@@ -277,6 +295,7 @@ class Outside:
             self.checked_at[event.model] = now
 
     def _launch_rejected(self, event: LaunchRejected, now: float) -> None:
+        self.checked_at[event.model] = now
         self.failed_at[event.model] = now
         self.wishes.pop(event.model, None)
 
@@ -401,10 +420,14 @@ class Outside:
             seen.stopped_at = now
             seen.why = command.why
             self.died[seen.model] = command.why == STUCK
+            if command.why == REPLACED:
+                self.renewed[seen.model] = now
             if command.why == STUCK:
                 self.failed_at[seen.model] = now
             if command.why.startswith(VICTIM):
                 seen.victim_of = command.why[len(VICTIM) :]
+                if not seen.draining:
+                    self.give_way(seen)
 
     def _check(self, command: CheckLaunch, _: float) -> None:
         self.checked.pop(command.spec.id, None)

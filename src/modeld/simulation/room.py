@@ -38,13 +38,15 @@ def is_clear(outside: Outside, spec: ModelSpec) -> bool:
 
 
 def is_hopeless(outside: Outside, spec: ModelSpec) -> bool:
-    """On a machine with one device: it does not fit beside the first (by id) of the pinned models that fit at all."""
+    """On a machine with one device: it does not fit beside the pinned models, which are counted in order of id as far as they fit."""
     capacity = [mb for device, mb in outside.capacity_mb().items() if device != HOST]
     if len(capacity) != 1 or spec.external:
         return False
-    pins = sorted((other.id, need_mb(other)) for other in outside.models.values() if other.pinned and other.id != spec.id)
-    first_mb = next((mb for _, mb in pins if mb <= capacity[0]), 0)
-    return need_mb(spec) > capacity[0] - first_mb
+    left = capacity[0]
+    for _, amount in sorted((other.id, need_mb(other)) for other in outside.models.values() if other.pinned and other.id != spec.id):
+        if amount <= left:
+            left -= amount
+    return need_mb(spec) > left
 
 
 def need_mb(spec: ModelSpec) -> int:

@@ -50,7 +50,7 @@ class Victims:
             self._fail("eviction", f"{told} and is pinned or not ours")
         line = outside.lines.get(seen.model)
         if seen.ready_at is None:
-            if line or seen.model in outside.wishes:
+            if line or (seen.for_ticket == math.inf and seen.model in outside.wishes):
                 self._fail("eviction", f"{told} while it loads for somebody")
         elif not self._is_due(name, now):
             if line:
@@ -99,15 +99,14 @@ class Victims:
         mine = [seen for seen in outside.instances.values() if model in (seen.victim_of, seen.closed_for)]
         back = [seen for seen in coming(outside) if seen not in mine]
         line = outside.lines.get(model)
-        ticket = math.inf if line is None else next(iter(line.values())).ticket
+        ticket = math.inf if line is None else outside.rank_of_age(next(iter(line.values())), model)
         older = self._before(model, ticket, now, demands)
         room = with_memory_of(outside.free_mb(), [*mine, *back])
         later = [
             seen
             for seen in outside.instances.values()
-            if (seen.state is LOADING or seen.draining or outside.may_be_in_turn(seen, now))
-            and seen not in mine
-            and not outside.is_pinned(seen)
+            if seen not in mine
+            and (seen.draining or (not outside.is_pinned(seen) and (seen.state is LOADING or outside.may_be_in_turn(seen, now))))
         ]
         capacity = outside.capacity_mb()
         if not is_clear(outside, spec):
@@ -128,7 +127,7 @@ class Victims:
         if not self._is_due(model, now) and model in outside.lines:
             names = who_goes_before(outside, model, [one for one in demands if one[1] in outside.lines], now)
         else:
-            names = [name for asked, name in demands if asked.ticket < ticket]
+            names = [name for asked, name in demands if outside.rank_of_age(asked, name) <= ticket]
         return [outside.models[name] for name in names if name != model and name in outside.models]
 
 

@@ -68,7 +68,10 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Stay:
-    """One instance, from StartInstance to MemoryFreed. `ready` is None when it never was; `why` is why it was stopped, "" at the end."""
+    """One instance, from StartInstance to MemoryFreed. `ready` is None when it never was; `why` is why it was stopped, "" at the end.
+
+    `closed` is when it took nothing new any more for a due model, None if that never was.
+    """
 
     model: ModelId
     started: float
@@ -76,6 +79,7 @@ class Stay:
     stopping: float
     gone: float
     why: str = ""
+    closed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -485,4 +485,5 @@ class World:
     def _instance_gone(self, seen: Seen, now: float) -> None:
         del self._children[seen.id]
         stopping = now if seen.stopped_at is None else seen.stopped_at
-        self._stays.append(Stay(seen.model, seen.started, seen.ready_at, stopping, now, seen.why))
+        closed = seen.closed_at if seen.closed_at < stopping else None
+        self._stays.append(Stay(seen.model, seen.started, seen.ready_at, stopping, now, seen.why, closed))

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""The search behind the clairvoyant: fewest load seconds over whole numbers; rule: it says whether its answer is proved.
+
+The problem (`Puzzle`). Each model has a size, the milliseconds of its load, a window, and the times at which it is asked. A *stay* of a
+model holds its size from its start to its end and is ready one load after its start. Each ask at time `a` must fall on a stay that is ready
+at some moment of [a, a + window]. At no moment may the sizes of all stays together exceed the room. Find stays with the least sum of loads.
+
+What makes it searchable. Moving the start of a stay later, or its end later where nobody needs the memory, never breaks a solution.
+So there is a best solution in which every stay ends only at the start of another one that needs its memory, and starts
+  F  at the last moment for its first ask (*forced*), or
+  V  so that it is ready exactly when it must end (a *visit*): a chain of visits, each taking the memory of the one before, ends in a forced start.
+The search takes starts in order of time: at each point the next forced start, or a visit that ends in one, with every smallest set of victims.
+Points with the same residents are compared: one that cost no more and left no ask unmet that the other met makes the other one needless.
+A point whose cost and what must follow (simulation.rent) reach the best known answer is dropped.
+
+The answer is proved best when no point had to be dropped for want of space (`points_max`) and chains of more than CHAIN_MAX visits
+cannot matter; otherwise it is the best found, and `at_least` is a bound from below that follows from what was dropped.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from modeld.simulation.rent import Rent
+
+CHAIN_MAX: Final = 3
+POINTS_MAX: Final = 4000
+"""Points alive at one moment. More take memory and time; fewer make the answer a heuristic one sooner."""
+SUBSETS_MAX: Final = 400
+"""Victim sets looked at for one start; cut off beyond, which is then no proof."""
+IN: Final = -1
+ROUNDING: Final = 0.01
+"""Of the bounds, in milliseconds: they are sums of floats."""
+
+Resident: TypeAlias = tuple[int, int, bool]
+"""(model, ready at, is a visit that must end when it is ready)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Puzzle:
+    """Whole numbers only: `need` in MiB, `room` in MiB (None = unlimited), all else milliseconds. `asks` are in order, one tuple a model."""
+
+    need: tuple[int, ...]
+    load: tuple[int, ...]
+    window: tuple[int, ...]
+    asks: tuple[tuple[int, ...], ...]
+    room: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One load: at which time, of which model, and who had to end for it."""
+
+    at: int
+    model: int
+    victims: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`cost` in milliseconds; `starts` in order of time. `exact` = proved; otherwise the optimum is not below `at_least`."""
+
+    cost: int
+    at_least: int
+    exact: bool
+    starts: tuple[Start, ...]
+    points: int
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A partial solution up to its last start, `at`. `out[m]` is the index of the first ask of `m` that no stay meets, IN while it is resident."""
+
+    at: int
+    residents: tuple[Resident, ...]
+    out: tuple[int, ...]
+    cost: int
+    at_least: float
+    start: Start | None = None
+    before: Point | None = None
+
+    def starts(self) -> tuple[Start, ...]:
+        found, point = [], self
+        while point.start is not None and point.before is not None:
+            found.append(point.start)
+            point = point.before
+        return tuple(reversed(found))
+
+
+def solve(puzzle: Puzzle, *, points_max: int = POINTS_MAX, chain_max: int = CHAIN_MAX) -> Answer | None:
+    """The cheapest stays, or None when no solution was found."""
+    rent = Rent(puzzle)
+    best: Answer | None = None
+    for width in sorted({min(100, points_max), min(1000, points_max), points_max}):  # a narrow pass first: its answer prunes the wide one
+        found = _Search(puzzle, width, chain_max, rent, best).run()
+        if found is None:
+            continue
+        if best is None and not found.exact:
+            rent.learn(found.cost)
+        best = found
+        if best.exact:
+            break
+    return best
+
+
+@dataclass(slots=True)
+class _Search:
+    """One pass over the points in order of the time of their last start. `known` is an answer that is to be improved."""
+
+    puzzle: Puzzle
+    width: int
+    chain_max: int
+    rent: Rent
+    known: Answer | None
+    ceiling: float = math.inf
+    points: int = 0
+    dropped: float = math.inf
+    longest: int = 0
+    grain: int = 1
+    _serial: int = 0
+    _heap: list[tuple[int, int, Point]] = field(default_factory=list)
+    _seen: dict[tuple[tuple[int, bool], ...], list[Point]] = field(default_factory=dict)
+
+    def run(self) -> Answer | None:
+        """The best answer there is now; None if there is none."""
+        puzzle, best = self.puzzle, None
+        self.longest = max(puzzle.load, default=0)
+        self.grain = max(1, math.gcd(*puzzle.load))
+        self._limit(None if self.known is None else self.known.cost)
+        self._push(self._point(0, (), tuple(0 for _ in puzzle.need), 0, None, None))
+        while self._heap:
+            _, _, point = heapq.heappop(self._heap)
+            if point.at_least > self.ceiling or self._is_needless(point):
+                continue
+            self.points += 1
+            if not self._due(point):
+                best = point
+                self._limit(point.cost)
+                continue
+            for child in self._children(point):
+                self._push(child)
+            if len(self._heap) > 2 * self.width:
+                self._thin()
+        return self._answer(best)
+
+    def _limit(self, cost: int | None) -> None:
+        """Only better answers are of use from now on: by a grain at least, since all costs are sums of loads."""
+        if cost is not None:
+            self.ceiling = cost - self.grain + ROUNDING
+
+    def _answer(self, best: Point | None) -> Answer | None:
+        if best is None and self.known is None:
+            return None
+        cost = self.known.cost if best is None and self.known is not None else best.cost if best is not None else 0
+        starts = self.known.starts if best is None and self.known is not None else best.starts() if best is not None else ()
+        at_least = cost if self.dropped > cost - self.grain + ROUNDING else math.ceil((self.dropped - ROUNDING) / self.grain) * self.grain
+        at_least = max(at_least, 0 if self.known is None else self.known.at_least)
+        return Answer(cost, at_least, at_least >= cost, starts, self.points)
+
+    # --- points -------------------------------------------------------------------------------------------------------
+
+    def _due(self, point: Point) -> dict[int, int]:
+        """Absent model -> the last moment to start it for its first unmet ask. Empty: nothing is left to do."""
+        puzzle = self.puzzle
+        return {
+            model: puzzle.asks[model][first] + puzzle.window[model] - puzzle.load[model]
+            for model, first in enumerate(point.out)
+            if first != IN and first < len(puzzle.asks[model])
+        }
+
+    def _point(
+        self, at: int, residents: tuple[Resident, ...], out: tuple[int, ...], cost: int, start: Start | None, before: Point | None
+    ) -> Point:
+        return Point(at, residents, out, cost, cost + self.rent.rest(at, residents, out), start, before)
+
+    def _push(self, point: Point) -> None:
+        if point.at_least <= self.ceiling:
+            self._serial += 1
+            heapq.heappush(self._heap, (point.at, self._serial, point))
+
+    def _is_needless(self, point: Point) -> bool:
+        """An earlier point cost no more, has the same residents, ready no later, and left no ask unmet that is met here."""
+        rivals = self._seen.setdefault(tuple((model, visit) for model, _, visit in point.residents), [])
+        for rival in rivals:
+            if (
+                rival.cost <= point.cost
+                and all(theirs >= ours for theirs, ours in zip(rival.out, point.out, strict=True))
+                and all(
+                    theirs == ours if visit else theirs <= max(ours, point.at)
+                    for (_, theirs, visit), (_, ours, _) in zip(rival.residents, point.residents, strict=True)
+                )
+            ):
+                return True
+        rivals.append(point)
+        return False
+
+    def _thin(self) -> None:
+        """Keep the most promising points. What is dropped bounds the answer from below."""
+        ranked = sorted(self._heap, key=lambda entry: (entry[2].at_least, -entry[0]))
+        for _, _, point in ranked[self.width :]:
+            self.dropped = min(self.dropped, point.at_least)
+        self._heap = ranked[: self.width]
+        heapq.heapify(self._heap)
+
+    # --- moves --------------------------------------------------------------------------------------------------------
+
+    def _children(self, point: Point) -> Iterator[Point]:
+        due = self._due(point)
+        at, model = min((at, model) for model, at in due.items())
+        if at < point.at:
+            return
+        yield from self._start(point, at, model, visit=False)
+        for at, model in sorted(self._visits(point, due, at)):
+            yield from self._start(point, at, model, visit=True)
+
+    def _visits(self, point: Point, due: dict[int, int], before: int) -> set[tuple[int, int]]:
+        """(time, model) of the first visit of each chain that begins before the next forced start.
+
+        A chain ends in the forced start for the first unmet ask of an absent model, or for a later ask `a` of any model, if the chain
+        begins before `a`: then the model may be present first and end within the chain.
+        """
+        puzzle = self.puzzle
+        found: set[tuple[int, int]] = set()
+        reach = self.chain_max * self.longest
+        for target, asks in enumerate(puzzle.asks):
+            slack = puzzle.window[target] - puzzle.load[target]
+            if target in due:
+                self._chain(point, due, (due[target], before, before), (target,), found)
+            if slack < reach:
+                first = point.out[target] + 1 if target in due else bisect_right(asks, point.at)
+                for ask in asks[first:]:
+                    if ask + slack - reach >= before:
+                        break
+                    self._chain(point, due, (ask + slack, before, ask), (target,), found)
+        return found
+
+    def _chain(
+        self, point: Point, due: dict[int, int], span: tuple[int, int, int], used: tuple[int, ...], found: set[tuple[int, int]]
+    ) -> None:
+        """One visit more at the front of a chain. `span`: where it ends, before when and before when at the latest it begins."""
+        end, before, latest = span
+        left = self.chain_max + 1 - len(used)
+        if left <= 0 or end - left * self.longest >= min(before, latest):
+            return
+        for model, load in enumerate(self.puzzle.load):
+            at = end - load
+            if model == used[-1] or at < point.at:
+                continue
+            asks = self.puzzle.asks[model]
+            first = point.out[model] if model in due else bisect_right(asks, point.at)
+            if first >= len(asks) or asks[first] > end:
+                continue
+            if model in due and at < before and at < latest:
+                found.add((at, model))
+            self._chain(point, due, (at, before, latest), (*used, model), found)
+
+    def _start(self, point: Point, at: int, model: int, *, visit: bool) -> Iterator[Point]:
+        """The points after the load of `model` began `at`, one for each smallest set of victims. None if a visit should have ended before."""
+        if any(ends and ready < at for _, ready, ends in point.residents):
+            return
+        puzzle, out = self.puzzle, list(point.out)
+        stays: list[Resident] = []
+        for one in point.residents:
+            if one[1] <= at and not one[2] and (first := bisect_right(puzzle.asks[one[0]], at)) == len(puzzle.asks[one[0]]):
+                out[one[0]] = first  # nobody asks for it any more
+            else:
+                stays.append(one)
+        short = 0 if puzzle.room is None else puzzle.need[model] + sum(puzzle.need[one[0]] for one in stays) - puzzle.room
+        for victims in self._victims(point, stays, at, short):
+            left = tuple(one for one in stays if one not in victims)
+            after = list(out)
+            for gone, _, _ in victims:
+                after[gone] = bisect_right(puzzle.asks[gone], at)
+            after[model] = IN
+            residents = tuple(sorted((*left, (model, at + puzzle.load[model], visit))))
+            start = Start(at, model, tuple(gone for gone, _, _ in victims))
+            yield self._point(at, residents, tuple(after), point.cost + puzzle.load[model], start, point)
+
+    def _victims(self, point: Point, stays: list[Resident], at: int, short: int) -> list[tuple[Resident, ...]]:
+        """Every set of ready residents that is large enough and has nobody to spare. Visits that end now come first."""
+        if short <= 0:
+            return [()]
+        need = self.puzzle.need
+        ending = tuple(one for one in stays if one[2] and one[1] == at)
+        short -= sum(need[one[0]] for one in ending)
+        if short <= 0:
+            return [ending]
+        free = sorted((one for one in stays if one[1] <= at and not one[2]), key=lambda one: -need[one[0]])
+        found: list[tuple[Resident, ...]] = []
+
+        def choose(index: int, missing: int, left: int, chosen: tuple[Resident, ...]) -> None:
+            if missing <= 0:
+                if missing + need[chosen[-1][0]] > 0:  # the smallest one is not to spare, so nobody is
+                    found.append((*ending, *chosen))
+            elif left >= missing and len(found) < SUBSETS_MAX:
+                size = need[free[index][0]]
+                choose(index + 1, missing - size, left - size, (*chosen, free[index]))
+                choose(index + 1, missing, left - size, chosen)
+
+        choose(0, short, sum(need[one[0]] for one in free), ())
+        if len(found) >= SUBSETS_MAX:
+            self.dropped = min(self.dropped, point.at_least)
+        return found
