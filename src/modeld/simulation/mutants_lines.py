@@ -98,8 +98,8 @@ LINES: Final = (
     Mutant(
         "slot_not_given_on",
         "bookings.py",
-        "            instance.last_used = now\n            self.touched[instance.id] = None\n            if not instance.leases:",
-        "            instance.last_used = now\n            if not instance.leases:",
+        "            instance.last_used = now\n            self.touched[instance.id] = None\n            if not instance.leases and",
+        "            instance.last_used = now\n            if not instance.leases and",
         "a slot that becomes free is not given to the next in line",
     ),
     Mutant(
@@ -188,11 +188,11 @@ LINES: Final = (
         "preempt_after cuts nobody",
     ),
     Mutant(
-        "ttl_of_the_busy",
-        "scheduler.py",
-        "idle = instance.state is State.READY and not instance.leases and not book",
-        "idle = instance.state is State.READY and not book",
-        "a model is unloaded by its ttl while it answers",
+        "ttl_from_the_grant",
+        "bookings.py",
+        "            instance.leases.pop(request, None)\n            instance.last_used = now\n",
+        "            instance.leases.pop(request, None)\n",
+        "the ttl counts from the beginning of the last request",
         "llama-swap #25",
     ),
     Mutant(

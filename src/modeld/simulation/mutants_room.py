@@ -90,11 +90,11 @@ ROOM: Final = (
         "a pinned model may give way",
     ),
     Mutant(
-        "victims_that_do_not_help",
+        "any_device_counts",
         "eviction.py",
-        "        if helps:\n",
-        "        if helps or not victims:\n",
-        "an instance gives way although it frees nothing of what is short",
+        "            if amount > 0 and device in left:",
+        "            device = next(iter(left), device)\n            if amount > 0 and device in left:",
+        "an instance gives way although what it frees is on another device",
     ),
     Mutant(
         "no_second_pass",
@@ -113,9 +113,16 @@ ROOM: Final = (
     Mutant(
         "one_victim_for_two",
         "placement.py",
-        "return [one for one in pool if one.id not in taken]",
-        "return pool",
+        "        pool.remove(victim)\n",
+        "",
         "two demands count on the memory of the same victim",
+    ),
+    Mutant(
+        "taken_back_at_once",
+        "planning.py",
+        "            book.gave_way[instance.model] = for_model\n",
+        "",
+        "who gave way is older, and takes the memory back before the other has started",
     ),
     Mutant(
         "memory_on_its_way_ignored",
@@ -156,8 +163,8 @@ ROOM: Final = (
     Mutant(
         "due_order_reversed",
         "planning.py",
-        "for _, model, _ in book.demands[:due]:",
-        "for _, model, _ in reversed(book.demands[:due]):",
+        "for ticket, model, _ in book.demands[:due]:",
+        "for ticket, model, _ in reversed(book.demands[:due]):",
         "the youngest due demand is served first",
     ),
     Mutant(

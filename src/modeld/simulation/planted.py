@@ -36,7 +36,7 @@ MUTANTS: Final = (*ROOM, *LINES)
 CORE: Final = Path(__file__).resolve().parent.parent / "core"
 FIRST_SEEDS: Final = 100
 """So many are tried first; the others only for mutants that these do not catch."""
-SEEDS: Final = 100
+SEEDS: Final = 1000
 SEED_SECONDS: Final = 60
 """A story that lasts longer than this hangs: it takes less than a second."""
 
