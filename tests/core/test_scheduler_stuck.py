@@ -133,3 +133,42 @@ def test_getting_stuck_counts_as_a_death_and_opens_the_circuit():
     assert play.scheduler._book.breaker.is_open(A)
     play.at(play.now, arrive("x", "a")).gives("refuse x backing_off")
     assert play.snapshot.stuck_total == DEATHS_MAX
+
+
+def test_clients_that_give_up_one_after_another_do_not_hide_a_hung_child_either():
+    """Each leaves before first_token is over; the silence of all of them counts."""
+    play = play_of(slots=1)
+    for n in range(2):
+        play.at(50.0 * n, arrive(f"r{n}", "a")).gives(f"grant r{n} 1/a")
+        if n == 0:
+            play.at(49, LeaseReleased(r("r0"))).gives()
+    play.at(60, Wakeup()).gives()
+    assert play.scheduler.next_wakeup() == 61  # 49 s are gone already
+    play.at(61, Wakeup()).gives("check progress of 1/a")
+    play.at(61, checked({"r1": 50})).gives("stop 1/a stuck", "revoke r1 instance_stuck")
+
+
+def test_a_client_that_left_in_mid_answer_is_no_silence():
+    play = play_of(slots=1)
+    play.at(0, arrive("r0", "a")).gives("grant r0 1/a")
+    play.at(50, LeaseReleased(r("r0"), moved_at=49.5)).gives()
+    play.at(55, arrive("r1", "a")).gives("grant r1 1/a")
+    play.at(60, Wakeup()).gives()
+    assert play.scheduler.next_wakeup() == 55 - 0.5 + 60
+
+
+def test_the_time_that_an_unread_prompt_may_have_taken_is_forgiven():
+    """1,000 tokens may take 250 s; who comes after it left gets the whole first_token."""
+    play = play_of(slots=1)
+    play.at(0, arrive("r0", "a", prompt_tokens=1000)).gives("grant r0 1/a")
+    play.at(50, LeaseReleased(r("r0"))).gives()
+    play.at(51, arrive("r1", "a")).gives("grant r1 1/a")
+    assert play.scheduler.next_wakeup() == 51 + 60
+
+
+def test_the_look_is_not_put_off_by_a_long_answer_that_has_left():
+    play = play_of()
+    play.at(0, arrive("long", "a", answer_tokens=4000), arrive("r1", "a"))
+    assert play.scheduler.next_wakeup() == 60 + 3999
+    play.at(10, LeaseReleased(r("long"))).gives()
+    assert play.scheduler.next_wakeup() == 60

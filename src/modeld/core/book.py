@@ -37,10 +37,11 @@ class Instance:
     """A running model, from StartInstance to MemoryFreed, with the spec it was started with. Times in monotonic seconds.
 
     need_mb       MiB per device, as booked
-    quiet_since   the last movement seen on it, or the grant that ended its idleness
+    quiet_since   the last movement seen on it; while nothing was asked of it no time passes
+    silent_seconds  how long nothing had moved when the last of its requests left
     closed_for    the due model for which it takes nothing new, or ""
     turn_until    the end of its turn at the latest, -inf = it has none (any more)
-    watched       an alarm is set for the time at which it would count as stuck
+    watch_at      the alarm that is set to look whether it is stuck, +inf = none
     """
 
     id: InstanceId
@@ -59,8 +60,9 @@ class Instance:
     closed_for: ModelId | str = ""
     suspect_until: float = -math.inf
     quiet_since: float = -math.inf
+    silent_seconds: float = 0.0
     turn_until: float = -math.inf
-    watched: bool = False
+    watch_at: float = math.inf
     story: list[str] = field(default_factory=list)
 
     @property
@@ -287,7 +289,7 @@ class Book:
         if kind == Alarm.GRANT:
             return True  # whoever comes before it rings waits for it
         if kind == Alarm.PROGRESS:
-            return instance.watched  # also while it is idle: as long as it says so no other is set
+            return instance.watch_at < math.inf  # also while it is idle: as long as it says so no later one is set
         return not instance.leases and instance.state in (State.READY, State.DRAINING)
 
     # --- memory, in MiB -----------------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ class Bookings:
         if instance.suspect_until > now:
             return
         timeout = book.limits.infer_timeout_seconds
-        granted = False
+        granted, idle = False, not instance.leases
         while instance.free_slots > 0 and (line := book.lines.of(model)) is not None:
             if by_age:
                 line.by_age = False
@@ -114,13 +114,13 @@ class Bookings:
             book.leases[request] = LeaseBook(waiting, instance.id, now, deadline, book.lines.left_seconds(waiting, now))
             book.alarm(deadline, Alarm.LEASE, request)
             if not instance.leases:
-                instance.quiet_since = now
+                instance.quiet_since = now - instance.silent_seconds
             instance.leases[request] = None
             instance.last_used = now
             self.out.append(Grant(request, instance.id))
         if granted:
             self.line_changed(model)
-            if not instance.watched:
+            if idle:
                 self.watch(instance, now)
 
     def watch(
@@ -128,7 +128,6 @@ class Bookings:
     ) -> bool:
         """Arm the time at which the instance counts as stuck. False when that time has come. `moved`: what is known of its requests."""
         leases = [(request, self.book.leases[request]) for request in instance.leases]
-        instance.watched = False
         if not leases or instance.state not in (State.READY, State.DRAINING):
             return True
         for request, lease in leases:
@@ -146,13 +145,17 @@ class Bookings:
         instance.quiet_since = max([instance.quiet_since, *(request.moved for request in running if request.began)])
         if at <= now:
             return False
-        if at < math.inf:
-            instance.watched = True
+        if at < instance.watch_at:  # an earlier look comes anyway, and sets the next one
+            instance.watch_at = at
             self.book.alarm(at, Alarm.PROGRESS, instance.id)
         return True
 
-    def end_lease(self, request: RequestId, now: float) -> LeaseBook | None:
-        """Idempotent: a release may come after the withdrawal, or after the instance has gone. The lease, if there was one."""
+    def end_lease(self, request: RequestId, now: float, moved_at: float | None = None) -> LeaseBook | None:
+        """Idempotent: a release may come after the withdrawal, or after the instance has gone. The lease, if there was one.
+
+        `moved_at` is when its last byte came. Of a request that left without one the time is forgiven that its prompt may have taken: it
+        shows neither that the instance moves nor that it does not.
+        """
         book = self.book
         lease = book.leases.pop(request, None)
         if lease is None:
@@ -161,11 +164,25 @@ class Bookings:
         if instance is not None:
             instance.leases.pop(request, None)
             instance.last_used = now
+            self._silence(instance, lease, moved_at, now)
             self.touched[instance.id] = None
             if not instance.leases and book.lines.of(instance.model) is None:
                 self.replan = True  # it is idle now
                 book.alarm(instance.idle_until, Alarm.IDLE, instance.id)
         return lease
+
+    def _silence(self, instance: Instance, lease: LeaseBook, moved_at: float | None, now: float) -> None:
+        """What the end of a lease tells about whether its instance moves."""
+        asked = lease.request
+        if moved_at is not None:
+            instance.quiet_since = max(instance.quiet_since, moved_at)
+        elif not lease.began:
+            reading = asked.prompt_tokens * self.book.limits.prompt_token_seconds
+            instance.quiet_since = min(now, instance.quiet_since + min(now - lease.granted, reading))
+        if not instance.leases:
+            instance.silent_seconds = now - instance.quiet_since
+        elif asked.answer_tokens > 1 or asked.prompt_tokens > 0:
+            self.watch(instance, now)  # it may have been allowed a longer silence than the others
 
     def suspect(self, instance: Instance, now: float) -> None:
         """A request failed there: nothing new until a report of its death had time to come."""

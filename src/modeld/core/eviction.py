@@ -2,8 +2,8 @@
 """Which instances give way: (candidates in order, MiB short per device) -> fewest sufficient victims, or none; rule: no side effects.
 
 1  Order (`in_order`): those that can go at once before those that cannot yet (loading, in their turn), idle ones before busy ones, those
-   that are closed already before others, so that a decision taken again is the same decision; then the policy: least recently used
-   first, or least worth keeping first.
+   that are closed already before others, so that a decision taken again is the same decision; unprotected ones before protected
+   ones; then the policy: least recently used first, or least worth keeping first.
 2  Take them in that order until the shortage is covered on each device; who frees nothing of what is still short is passed over. If all
    together do not cover it, nobody is a victim.
 3  A second pass drops every victim that turned out unnecessary, the most valuable (last in the order) first.
@@ -40,7 +40,7 @@ class Candidate:
 
 def in_order(candidates: Iterable[Candidate]) -> list[Candidate]:
     """Who goes first comes first."""
-    return sorted(candidates, key=lambda c: (c.later, c.busy, not c.closed, c.keep, c.id))
+    return sorted(candidates, key=lambda c: (c.later, c.busy, not c.closed, not c.idle, c.keep, c.id))
 
 
 def choose(ordered: Iterable[Candidate], short_mb: Mapping[DeviceId, int]) -> Sequence[Candidate] | None:

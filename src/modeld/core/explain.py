@@ -102,25 +102,20 @@ def explain(book: Book, now: float) -> Explanation:
         line = book.lines.of(model)
         if line is None or model not in book.models:
             continue
+        why, slots = why_waits(book, model, now), book.models[model].options.parallel
+        first, usual = forecast(book, model, now, ahead=0).seconds, book.pace.request_seconds(model)
         for place, waiting in enumerate(line.waiting.values()):
-            waits.append(_wait(book, model, waiting, place, now))
+            waits.append(_wait(waiting, place, first + place // slots * usual, why, now))
     return Explanation({model: model_sentence(book, model, now) for model in models}, tuple(waits))
 
 
-def _wait(book: Book, model: ModelId, waiting: Waiting, place: int, now: float) -> WaitView:
-    priority = next(one for one in Priority if one.rank == waiting.rank)
-    who = f"{waiting.request.id} ({model}, {priority})"
-    why = f"{who} waits {_s(now - waiting.arrived)}, number {place + 1} in line, for {why_waits(book, model, now)}"
-    return WaitView(
-        request=waiting.request.id,
-        model=model,
-        principal=waiting.request.principal,
-        priority=priority,
-        position=place + 1,
-        waited_seconds=now - waiting.arrived,
-        estimate_seconds=forecast(book, model, now, ahead=place).seconds,
-        why=why + (", after its model server failed once" if waiting.requeued else ""),
-    )
+def _wait(waiting: Waiting, place: int, seconds: float, why: str, now: float) -> WaitView:
+    request, priority = waiting.request, next(one for one in Priority if one.rank == waiting.rank)
+    waited = now - waiting.arrived
+    text = f"{request.id} ({request.model}, {priority}) waits {_s(waited)}, number {place + 1} in line, for {why}"
+    if waiting.requeued:
+        text += ", after its model server failed once"
+    return WaitView(request.id, request.model, request.principal, priority, place + 1, waited, seconds, text)
 
 
 def model_sentence(book: Book, model: ModelId, now: float) -> str:

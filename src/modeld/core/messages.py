@@ -38,10 +38,11 @@ class RequestWithdrawn:
 
 @dataclass(frozen=True, slots=True)
 class LeaseReleased:
-    """The request has ended, its slot is free. `tokens` is what was generated, 0 if unknown."""
+    """The request has ended, its slot is free. `tokens` is what was generated, 0 if unknown; `moved_at` when its last byte came."""
 
     request: RequestId
     tokens: int = 0
+    moved_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,7 +180,7 @@ class Limits:
     margin_mb               MiB kept free on each device (not on HOST)
     fairness_wait_seconds   a model whose oldest request has waited so long is due: room is made for it
     turn_max_seconds        longest time for which a due model, once loaded, is safe from other due models; None = fairness_wait
-    min_residency_seconds   a freshly loaded model is not given up before, except for a due one
+    min_residency_seconds   longest time for which an idle model is kept for its own next request, from others that are not due
     preempt_after_seconds   requests that still run so long after their instance was closed for a due model are cut; None = never
     first_token_seconds, prompt_token_seconds, inter_token_seconds   an instance none of whose requests moved for so long is stuck
     """

@@ -14,6 +14,7 @@ When a model is due, and what follows from it: docs/scheduling.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import assert_never
 
@@ -71,8 +72,8 @@ class Scheduler:
         match event:
             case RequestArrived(request):
                 self._arrive(request, now)
-            case LeaseReleased(request_id, tokens):
-                self._released(request_id, tokens, now)
+            case LeaseReleased(request_id, tokens, moved_at):
+                self._released(request_id, tokens, now if moved_at is None and tokens > 0 else moved_at, now)
             case Wakeup():
                 pass
             case RequestWithdrawn(request_id):
@@ -209,13 +210,11 @@ class Scheduler:
         else:
             self._do.end_lease(request, now)
 
-    def _released(self, request: RequestId, tokens: int, now: float) -> None:
-        lease = self._do.end_lease(request, now)
+    def _released(self, request: RequestId, tokens: int, moved_at: float | None, now: float) -> None:
+        lease = self._do.end_lease(request, now, moved_at)
         if lease is None:
             return
         book = self._book
-        if (instance := book.instances.get(lease.instance)) is not None and tokens > 0:
-            instance.quiet_since = now
         if lease.revoked is None:
             book.pace.served(lease.request.model, now - lease.granted)
             if tokens > 0:
@@ -312,7 +311,7 @@ class Scheduler:
         for model in book.lines.models():
             book.sync_demand(model)
         for instance in book.instances.values():
-            if instance.leases and not instance.watched:
+            if instance.leases:
                 self._do.watch(instance, now)
         self._refuse_misfits()
 
@@ -392,6 +391,9 @@ class Scheduler:
         elif (instance := book.instances.get(InstanceId(key))) is None:
             return
         elif kind == Alarm.PROGRESS:
+            if instance.watch_at > now:
+                return
+            instance.watch_at = math.inf
             if not do.watch(instance, now):
                 do.out.append(CheckProgress(instance.id))
         elif kind == Alarm.IDLE:

@@ -172,11 +172,12 @@ class PendingLease:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._held is None:
             return  # refused, withdrawn or cancelled while it waited again: over already
-        request, tokens = self._request.id, self._held.tokens
+        request, held = self._request.id, self._held
         if isinstance(error, InstanceFault):
             self._driver.leave(request, LeaseFailed(request, before_first_byte=False, error=copy(error)))
         else:
-            self._driver.leave(request, LeaseReleased(request, tokens))
+            moved_at = held.moved_at(self._driver.now()) if held.began else None
+            self._driver.leave(request, LeaseReleased(request, held.tokens, moved_at))
 
     def withdraw(self, error: ModeldError | None = None) -> None:
         """End the wait with `error` (ClientGone by default). No effect once granted: then the holder ends its own stream."""

@@ -284,7 +284,9 @@ class World:
         if asked.place is RUNNING:
             self.happened["left while streaming"] += 1
             asked.error = ClientGone("the client left")
-            self.feed(LeaseReleased(request))
+            child = None if asked.instance is None else self._children.get(asked.instance)
+            moved_at = self.now if child is None else min(self.now, child.hung_at)
+            self.feed(LeaseReleased(request, moved_at=moved_at if moved_at >= asked.began_at else None))
         else:
             self.happened["left after requeued" if asked.requeued else "left while waiting"] += 1
             self.feed(RequestWithdrawn(request))
