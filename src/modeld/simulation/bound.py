@@ -145,10 +145,13 @@ class Bound:
         ticket, rank = due.oldest.ticket, outside.rank_of_age(due.oldest, model)
         lost = {seen.model for seen in recent if seen.gone_at < now and not seen.victim_of and seen.model != model}
         hit = {seen.model for seen in recent if seen.model in lost and seen.started >= since and seen.for_ticket <= rank}
+        hit |= {name for name in lost if outside.checked_at.get(name, since) > since}
         hit |= {asked.request.model for at, asked in outside.returns if at >= since and asked.ticket < ticket} - {model}
         counted = dict.fromkeys([*due.older, *sorted(hit)])
         for name in counted:
-            check = outside.checked_at.get(name, since) - since if name in due.unchecked else 0.0
+            check = 0.0
+            if name in due.unchecked or name in hit:
+                check = outside.checked_at.get(name, since) - max(since, outside.gone_at.get(name, since))
             loads, turns = self._load_seconds(name, recent, since, now, again=name in hit)
             parts[f"older {name}"] = max(0.0, check) + self._drain_seconds(name.__eq__, recent, since, now) + loads + turns
         parts["drain"] = self._drain_seconds(lambda name: name not in counted, recent, since, now)

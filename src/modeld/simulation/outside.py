@@ -333,6 +333,7 @@ class Outside:
                 self.wishes.pop(seen.model, None)
             seen.state = FAILED
             seen.stopped_at = now
+            seen.victim_of = seen.closed_for  # it would have gone anyway
             seen.draining = False
             seen.closed_for = ""
 
