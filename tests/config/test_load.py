@@ -92,7 +92,7 @@ def test_every_key_can_come_from_every_source(loaded: Load) -> None:
         "turn_max": "9s",
         "min_residency": "9s",
         "preempt_after": "9s",
-        "eviction": "cost",
+        "eviction": "lru",
         "first_token_timeout": "9s",
         "inter_token_timeout": "9s",
         "infer_timeout": "9m",
@@ -353,13 +353,13 @@ def test_limits_of_fairness(loaded: Load) -> None:
         "turn_max": "3s",
         "min_residency": "2s",
         "preempt_after": "4s",
-        "eviction": "cost",
+        "eviction": "lru",
         "first_token_timeout": "90s",
         "inter_token_timeout": "0",
     }
     limits = loaded(flags).settings.limits()
     assert (limits.fairness_wait_seconds, limits.turn_seconds, limits.min_residency_seconds, limits.preempt_after_seconds) == (7, 3, 2, 4)
-    assert (limits.eviction, limits.first_token_seconds, limits.inter_token_seconds) == (EvictionPolicy.COST, 90, 0)
+    assert (limits.eviction, limits.first_token_seconds, limits.inter_token_seconds) == (EvictionPolicy.LRU, 90, 0)
     assert loaded({"turn_max": "auto", "fairness_wait": "7s"}).settings.limits().turn_seconds == 7
     assert loaded({}, {}, "preempt_after: off\n").settings.limits().preempt_after_seconds is None
 

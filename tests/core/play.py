@@ -30,7 +30,19 @@ from modeld.core.messages import (
     StartInstance,
     StopInstance,
 )
-from modeld.core.model import LOCAL, InstanceId, LaunchOptions, Limits, ModelId, ModelSpec, Principal, Priority, Request, RequestId
+from modeld.core.model import (
+    LOCAL,
+    EvictionPolicy,
+    InstanceId,
+    LaunchOptions,
+    Limits,
+    ModelId,
+    ModelSpec,
+    Principal,
+    Priority,
+    Request,
+    RequestId,
+)
 from modeld.core.scheduler import Scheduler
 from modeld.core.snapshot import InstanceView, Snapshot
 
@@ -84,7 +96,7 @@ class Play:
         self, models: Mapping[str, int] | list[ModelSpec], *, budget: int = 0, checks: bool = True, slots: int = 1, **limits: object
     ) -> None:
         specs = models if isinstance(models, list) else [spec(name, mb, slots=slots) for name, mb in models.items()]
-        defaults = Limits(budget_mb={LOCAL: budget}, min_residency_seconds=0.0, first_token_seconds=0.0)
+        defaults = Limits(budget_mb={LOCAL: budget}, min_residency_seconds=0.0, first_token_seconds=0.0, eviction=EvictionPolicy.LRU)
         self.limits = replace(defaults, **limits)  # type: ignore[arg-type]
         self.models = {one.id: one for one in specs}
         self.scheduler = Scheduler(self.limits, self.models)

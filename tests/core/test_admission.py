@@ -16,7 +16,7 @@ A = ModelId("a")
 LIMITS = Limits(queue_depth_max=4, wait_max_seconds=30, waiting_bytes_max=1000)
 
 
-def door(*, seconds: float = 7, without_load: float = 2, guessed: bool = False, **more: object) -> Door:
+def door(*, seconds: float = 7, measured: float = 7, **more: object) -> Door:
     """An open door to a model that loads, with nobody in line."""
     base = Door(
         open=True,
@@ -30,7 +30,7 @@ def door(*, seconds: float = 7, without_load: float = 2, guessed: bool = False, 
         waiting_bytes=0,
         goes_straight_through=False,
         line_seconds=0,
-        outlook=lambda: Outlook(seconds, without_load, guessed),
+        outlook=lambda: Outlook(seconds, measured),
     )
     return replace(base, **more)  # type: ignore[arg-type]
 
@@ -73,12 +73,12 @@ def test_a_failure_whose_pause_is_over_keeps_nobody_out():
 
 
 @pytest.mark.parametrize(
-    ("timeout", "guessed", "refused"),
-    [(6.9, False, True), (7, False, False), (6.9, True, False), (1.9, True, True), (math.inf, False, False)],
+    ("timeout", "measured", "refused"),
+    [(6.9, 7, True), (7, 7, False), (6.9, 2, False), (1.9, 2, True), (math.inf, 7, False)],
 )
-def test_a_limit_of_the_client_that_cannot_be_kept_is_said_at_once(timeout: float, guessed: bool, refused: bool):
+def test_a_limit_of_the_client_that_cannot_be_kept_is_said_at_once(timeout: float, measured: float, refused: bool):
     """What was never measured refuses nobody: then only what is known counts."""
-    found = ask(door(guessed=guessed), timeout=timeout)
+    found = ask(door(measured=measured), timeout=timeout)
     assert isinstance(found, DeadlineUnreachable) == refused
     if isinstance(found, DeadlineUnreachable):
         assert found.retry_after_seconds == 7

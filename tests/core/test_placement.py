@@ -41,7 +41,7 @@ def test_without_a_limit_all_are_started():
 def test_what_fits_is_started_and_its_room_is_taken():
     result = decide([demand("a", 60), demand("b", 60), demand("c", 40)], [], free=100)
     assert result.start == {"a": {LOCAL: 60}}  # b is due and waits, so that c may not overtake it
-    assert result.waits == {"b": OTHERS}  # nobody after it is even looked at
+    assert result.waits == {"b": LOADS, "c": COMING}
 
 
 def test_memory_on_its_way_back_is_waited_for_and_promised_once():
@@ -138,6 +138,18 @@ def test_a_decision_taken_again_is_the_same_decision():
     """A victim that is closed stays the choice, although by itself the other device would be as good, or better by now."""
     residents = [resident("x", {GPU0: 100}, busy=True, keep=1), resident("y", {GPU1: 100}, busy=True, closed=True, keep=9)]
     assert decide([either("a", 100)], residents, {GPU0: 0, GPU1: 0}).evict == {"y": "a"}
+
+
+def test_who_can_go_at_once_is_better_than_who_still_drains_on_another_device():
+    residents = [resident("x", {GPU0: 100}, busy=True, closed=True), resident("y", {GPU1: 100})]
+    assert decide([either("a", 100)], residents, {GPU0: 0, GPU1: 0}).evict == {"y": "a"}
+
+
+def test_a_due_one_counts_on_a_load_that_starts_in_the_same_plan():
+    """As on any other load in progress: what else it needs is made ready already."""
+    split = demand("big", {GPU0: 100, GPU1: 100})
+    result = decide([demand("first", {GPU0: 100}), split], [resident("x", {GPU1: 100}, busy=True)], {GPU0: 100, GPU1: 0})
+    assert (list(result.start), result.evict, result.waits) == (["first"], {"x": "big"}, {"big": LOADS})
 
 
 def test_a_due_one_that_cannot_be_helped_keeps_its_own_devices_only():

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from core.play import Play, arrive, i, loaded, r
-from modeld.core.messages import LeaseFailed, LeaseReleased, ProgressChecked, RequestWithdrawn, Wakeup
-from modeld.core.model import DeviceId
+from core.play import Play, arrive, i, loaded, r, spec
+from modeld.core.messages import LeaseFailed, LeaseReleased, LoadRequested, ProgressChecked, RequestWithdrawn, Wakeup
+from modeld.core.model import DeviceId, ModelId
 
 
 def test_a_demand_that_left_does_not_take_the_alarm_of_the_next_one_along():
@@ -52,3 +52,26 @@ def test_a_device_without_a_limit_has_room_although_the_limited_one_is_full():
     play = Play({"a": 100, "b": 100}, budget_mb={one: 100, two: 0})
     play.at(0, arrive("r1", "a")).gives("start 1/a")
     play.at(0, arrive("r2", "b")).gives("start 2/b")
+
+
+def test_memory_of_a_stuck_one_opens_again_who_was_closed_for_the_same():
+    play = Play({"x": 100, "y": 100, "b": 100}, budget=200, slots=2, wait_max_seconds=1000, first_token_seconds=30)
+    loaded(play, "x", "y")
+    play.at(0, arrive("x1", "x"), arrive("y1", "y"), arrive("b1", "b"))
+    play.at(6, arrive("y2", "y"))
+    play.at(10, Wakeup()).gives()
+    assert play.instance("x").closed_for == "b"
+    play.at(20, arrive("x2", "x")).gives()
+    play.at(30, Wakeup()).gives("check progress of 1/x", "check progress of 2/y")
+    play.at(30, ProgressChecked(i(1, "x"), {r("x1"): 29.0}, frozenset({r("x1")}))).gives()
+    stuck = ProgressChecked(i(2, "y"), {r("y1"): 0.0, r("y2"): 6.0})
+    play.at(30, stuck).gives("stop 2/y stuck", "revoke y1 instance_stuck", "revoke y2 instance_stuck", "grant x2 1/x")
+
+
+def test_a_pin_that_takes_the_only_place_of_another_model_tells_who_waits_for_it():
+    """On several devices a pin counts where it is, once it is there."""
+    one, two = DeviceId("local/gpu0"), DeviceId("local/gpu1")
+    specs = [spec("x", 60), spec("big", 90), spec("pin", 40, pinned=True)]
+    play = loaded(Play(specs, budget_mb={one: 100, two: 50}), "x")
+    play.at(1, arrive("x1", "x"), arrive("g1", "big")).gives("grant x1 1/x")
+    play.at(2, LoadRequested(ModelId("pin"))).gives("start 2/pin", "refuse g1 cannot_ever_fit")

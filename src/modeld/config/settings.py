@@ -200,7 +200,7 @@ class Settings:
     )
     eviction: EvictionPolicy = setting(
         v.choice(EvictionPolicy),
-        "lru",
+        "cost",
         LINES,
         "which idle model goes first: lru (least recently used) or cost (least worth keeping, by its load time, size and use)",
     )

@@ -32,11 +32,10 @@ RETRY_SECONDS_MAX: Final = 600
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What a request would wait, in seconds: in all, and without its own model's load. `guessed`: some part was never measured."""
+    """What a request would wait, in seconds: in all, and those parts of it that were measured before."""
 
     seconds: float
-    without_load_seconds: float
-    guessed: bool
+    measured_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +108,7 @@ def _too_late(request: Request, spec: ModelSpec, door: Door, limits: Limits) -> 
     if request.timeout_seconds == math.inf:
         return None
     outlook = door.outlook()
-    if request.timeout_seconds < (outlook.without_load_seconds if outlook.guessed else outlook.seconds):
+    if request.timeout_seconds < outlook.measured_seconds:
         seconds = whole_seconds(outlook.seconds)
         return DeadlineUnreachable(
             f'"{spec.id}" would answer in about {seconds} s, later than X-Modeld-Timeout allows ({request.timeout_seconds:g} s)',

@@ -106,6 +106,7 @@ class LeaseBook:
     deadline      the end of infer_timeout, or +inf
     left_seconds  of max_wait, when it was granted
     revoked       the error it was told to end with; `keeps_place` says whether it may stand in line again all the same
+    began         its first byte has come, as far as anybody asked
     """
 
     waiting: Waiting
@@ -115,6 +116,7 @@ class LeaseBook:
     left_seconds: float
     revoked: ModeldError | None = None
     keeps_place: bool = True
+    began: bool = False
 
     @property
     def request(self) -> Request:

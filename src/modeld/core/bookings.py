@@ -27,6 +27,8 @@ class Bookings:
         self.book = book
         self.out: list[Command] = []
         self.replan = False
+        self.pins_moved = False
+        """A pinned model took memory that others may have counted on."""
         self.touched: dict[InstanceId, None] = {}
         self.unchecked: dict[ModelId, None] = {}
         """New demands, whose launch is to be checked."""
@@ -129,9 +131,11 @@ class Bookings:
         instance.watched = False
         if not leases or instance.state not in (State.READY, State.DRAINING):
             return True
+        for request, lease in leases:
+            lease.began = lease.began or request in began
         running = [
             Running(
-                began=request in began,
+                began=lease.began,
                 moved=lease.granted if moved is None else moved.get(request, lease.granted),
                 prompt_tokens=lease.request.prompt_tokens,
                 answer_tokens=lease.request.answer_tokens,
@@ -198,6 +202,7 @@ class Bookings:
         book.lines.stop_clock(model, now)
         if book.is_pinned(instance):
             book.forget_memory()
+            self.pins_moved = True
         self.out.append(StartInstance(instance.id, spec, place))
 
     def close(self, instance: Instance, for_model: ModelId, now: float) -> None:

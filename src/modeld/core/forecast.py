@@ -25,7 +25,7 @@ REST_SHARE: Final = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Seconds. `guessed`: some part was never measured."""
+    """Seconds. `guessed`: the load was never measured."""
 
     room_seconds: float
     load_seconds: float

@@ -196,7 +196,7 @@ class Limits:
     turn_max_seconds: float | None = None
     min_residency_seconds: float = 5.0
     preempt_after_seconds: float | None = None
-    eviction: EvictionPolicy = EvictionPolicy.LRU
+    eviction: EvictionPolicy = EvictionPolicy.COST
     first_token_seconds: float = 120.0
     prompt_token_seconds: float = 0.25
     inter_token_seconds: float = 60.0

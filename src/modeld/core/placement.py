@@ -89,6 +89,9 @@ def plan(demands: Iterable[Demand], residents: Sequence[Candidate], room: Room, 
             reach = _reach(pool, room)
         else:
             pool, taken = _decide(demand, pool, room, result)
+            if due and demand.model in result.start:  # younger due ones count on it as on any load in progress
+                pool = [*pool, Candidate(InstanceId(demand.model), taken, 0.0, idle=False, busy=False, later=True)]
+                continue
             for device, amount in taken.items():
                 if device in reach:
                     reach[device] -= amount  # what it waits for has only moved from the pool to what is coming
@@ -129,9 +132,10 @@ def _decide(demand: Demand, pool: list[Candidate], room: Room, result: Plan) -> 
 
 
 def _victims(places: Sequence[Vector], pool: list[Candidate], soon: Mapping[DeviceId, int]) -> tuple[Vector, Sequence[Candidate]] | None:
-    """Who gives way, and where: the place for which fewest must wait, then fewest busy ones, then fewest of all are closed for it."""
+    """Who gives way, and where: the place for which fewest must wait, then fewest busy ones are closed, then fewest drain already, then
+    fewest of all go."""
     best: tuple[Vector, Sequence[Candidate]] | None = None
-    best_rank: tuple[int, int, int, int] | None = None
+    best_rank: tuple[int, ...] | None = None
     for place in places:
         short = {device: amount - soon[device] for device, amount in place.items() if device in soon and amount > soon[device]}
         victims = choose(pool, short)
@@ -140,7 +144,8 @@ def _victims(places: Sequence[Vector], pool: list[Candidate], soon: Mapping[Devi
         if len(places) == 1:
             return place, victims
         opened = [victim for victim in victims if not victim.closed]
-        rank = (sum(v.later for v in victims), sum(v.busy for v in opened), len(opened), sum(sum(v.frees_mb.values()) for v in victims))
+        busy = sum(v.busy for v in opened), sum(v.busy for v in victims)
+        rank = (sum(v.later for v in victims), *busy, len(opened), sum(sum(v.frees_mb.values()) for v in victims))
         if best_rank is None or rank < best_rank:
             best, best_rank = (place, victims), rank
     return best

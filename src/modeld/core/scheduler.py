@@ -174,7 +174,9 @@ class Scheduler:
 
         def outlook() -> admission.Outlook:
             expected = forecast(book, model, now, ahead=ahead)
-            return admission.Outlook(expected.seconds, expected.room_seconds + expected.line_seconds, expected.guessed)
+            load = 0.0 if expected.guessed else expected.load_seconds
+            line = expected.line_seconds if book.pace.knows_request(model) else 0.0
+            return admission.Outlook(expected.seconds, expected.room_seconds + load + line)
 
         door = admission.Door(
             open=not book.shutting_down,
@@ -245,6 +247,7 @@ class Scheduler:
         error = Stuck(f'the model server of "{instance.model}" lives, but nothing came from it; it was stopped')
         self._do.stop(instance, "stuck", now)
         self._do.died(instance, error, now)
+        self._do.replan = True  # memory comes back that nobody counted on
 
     # --- launches -----------------------------------------------------------------------------------------------------
 
@@ -350,6 +353,9 @@ class Scheduler:
             if do.replan:  # 2
                 do.replan = False
                 self._planner.run(now)
+                if do.pins_moved:
+                    do.pins_moved = False
+                    self._refuse_misfits()
             self._settle(now)
             if not do.replan:
                 return

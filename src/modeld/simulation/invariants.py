@@ -20,6 +20,9 @@ by name
   bound         bound.py
   restarts      a model that fails is not started more often than the breaker allows
   books         the snapshot says the same as the events and commands
+  order         order.py: classes, ageing, and shares of principals in a line
+  times         times.py: every limit ends what it limits, not before and not after
+  loads         loads.py: a model is loaded for somebody, checked, and not too soon after a failure
   baseline      when all have left, and after the shutdown, nothing is left
 """
 
@@ -48,9 +51,12 @@ from modeld.core.model import HOST, ModelId
 from modeld.core.snapshot import InstanceView, Snapshot
 from modeld.errors import InvariantError, QueueFull
 from modeld.simulation.bound import Bound
+from modeld.simulation.loads import Loads
+from modeld.simulation.order import Order
 from modeld.simulation.outside import Outside
 from modeld.simulation.room import fits, is_clear, is_hopeless, need_mb, with_memory_of, without_need_of
 from modeld.simulation.seen import LOADING, READY, WAITING, Asked, Seen
+from modeld.simulation.times import Times
 from modeld.simulation.victims import EPSILON, Victims, who_goes_before
 
 NAMES = (
@@ -68,6 +74,9 @@ NAMES = (
     "bound",
     "restarts",
     "books",
+    "order",
+    "times",
+    "loads",
     "baseline",
 )
 ALL = frozenset(NAMES)
@@ -109,6 +118,8 @@ class Watch:
         self._demands: list[tuple[Asked, ModelId]] = []
         self._draining = False
         self._is = {name: name in checks for name in NAMES}
+        others = {"order": Order(outside, fail), "times": Times(outside, fail), "loads": Loads(outside, fail)}
+        self._others = [other for name, other in others.items() if name in checks]
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
@@ -117,6 +128,8 @@ class Watch:
         self._demands = self.outside.demands() if self.outside.lines else []
         if self._is["bound"]:
             self.bound.before(event, now, self._demands)
+        for other in self._others:
+            other.before(event, now)
 
     def after(self, event: Event, commands: Sequence[Command], now: float) -> None:
         """Everything is booked."""
@@ -148,6 +161,8 @@ class Watch:
                 self._started(command, now)
         if stopped or closed:
             self._victims.gave_way([outside.instances[c.instance] for c in stopped], closed, now, self._demands)
+        for other in self._others:
+            other.after(event, commands, now)
         if type(event) is RequestArrived:
             self._queued(event, commands)
         elif type(event) is InstanceReady:

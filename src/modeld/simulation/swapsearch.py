@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-only
-"""The search behind the clairvoyant: fewest load seconds over whole numbers; rule: it says whether its answer is proved.
+"""The search behind the clairvoyant; rule: it says whether its answer is proved.
 
-The problem (`Puzzle`). Each model has a size, the milliseconds of its load, a window, and the times at which it is asked. A *stay* of a
-model holds its size from its start to its end and is ready one load after its start. Each ask at time `a` must fall on a stay that is ready
-at some moment of [a, a + window]. At no moment may the sizes of all stays together exceed the room. Find stays with the least sum of loads.
-
-What makes it searchable. Moving the start of a stay later, or its end later where nobody needs the memory, never breaks a solution.
+Moving the start of a stay later, or its end later where nobody needs the memory, never breaks a solution of the problem (simulation.puzzle).
 So there is a best solution in which every stay ends only at the start of another one that needs its memory, and starts
   F  at the last moment for its first ask (*forced*), or
-  V  so that it is ready exactly when it must end (a *visit*): a chain of visits, each taking the memory of the one before, ends in a forced start.
-The search takes starts in order of time: at each point the next forced start, or a visit that ends in one, with every smallest set of victims.
+  V  so late that what waited for it has just ended when it must end (a *visit*): a chain of visits, each taking the memory of the one
+     before, ends in a forced start.
+The search takes starts in order of time: at each point the next forced start, or a visit of a chain, with every smallest set of victims.
 Points with the same residents are compared: one that cost no more and left no ask unmet that the other met makes the other one needless.
 A point whose cost and what must follow (simulation.rent) reach the best known answer is dropped.
 
-The answer is proved best when no point had to be dropped for want of space (`points_max`) and chains of more than CHAIN_MAX visits
-cannot matter; otherwise it is the best found, and `at_least` is a bound from below that follows from what was dropped.
+The answer is proved when nothing had to be dropped for want of space (`points_max`), among the solutions whose chains have at most
+`chain_max` visits. Otherwise it is the best found, and `at_least` is a bound from below that follows from what was dropped.
 """
 
 from __future__ import annotations
@@ -24,33 +21,20 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final
 
-from modeld.simulation.rent import Rent
+from modeld.simulation.puzzle import Puzzle
+from modeld.simulation.rent import Rent, Resident
 
-CHAIN_MAX: Final = 3
-POINTS_MAX: Final = 4000
+CHAIN_MAX: Final = 2
+WIDTH_FIRST: Final = 100
+POINTS_MAX: Final = 1500
 """Points alive at one moment. More take memory and time; fewer make the answer a heuristic one sooner."""
 SUBSETS_MAX: Final = 400
 """Victim sets looked at for one start; cut off beyond, which is then no proof."""
 IN: Final = -1
 ROUNDING: Final = 0.01
 """Of the bounds, in milliseconds: they are sums of floats."""
-
-Resident: TypeAlias = tuple[int, int, bool]
-"""(model, ready at, is a visit that must end when it is ready)"""
-
-
-@dataclass(frozen=True, slots=True)
-class Puzzle:
-    """Whole numbers only: `need` in MiB, `room` in MiB (None = unlimited), all else milliseconds. `asks` are in order, one tuple a model."""
-
-    need: tuple[int, ...]
-    load: tuple[int, ...]
-    window: tuple[int, ...]
-    asks: tuple[tuple[int, ...], ...]
-    room: int | None
-
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -92,18 +76,17 @@ class Point:
         return tuple(reversed(found))
 
 
-def solve(puzzle: Puzzle, *, points_max: int = POINTS_MAX, chain_max: int = CHAIN_MAX) -> Answer | None:
-    """The cheapest stays, or None when no solution was found."""
+def solve(puzzle: Puzzle, *, known: int | None = None, points_max: int = POINTS_MAX, chain_max: int = CHAIN_MAX) -> Answer | None:
+    """The cheapest stays, or None when no solution was found. `known` is the cost of a solution that somebody has: if none is cheaper,
+    the answer has that cost and no starts."""
     rent = Rent(puzzle)
-    best: Answer | None = None
-    for width in sorted({min(100, points_max), min(1000, points_max), points_max}):  # a narrow pass first: its answer prunes the wide one
+    best = None if known is None else Answer(known, 0, False, (), 0)
+    for width in sorted({min(WIDTH_FIRST, points_max), points_max}):  # a narrow pass first: its answer prunes the wide one
         found = _Search(puzzle, width, chain_max, rent, best).run()
-        if found is None:
-            continue
-        if best is None and not found.exact:
+        if found is not None and width < points_max and not found.exact:
             rent.learn(found.cost)
-        best = found
-        if best.exact:
+        best = found or best
+        if best is not None and best.exact:
             break
     return best
 
@@ -124,12 +107,12 @@ class _Search:
     grain: int = 1
     _serial: int = 0
     _heap: list[tuple[int, int, Point]] = field(default_factory=list)
-    _seen: dict[tuple[tuple[int, bool], ...], list[Point]] = field(default_factory=dict)
+    _seen: dict[tuple[tuple[int, int], ...], list[Point]] = field(default_factory=dict)
 
     def run(self) -> Answer | None:
         """The best answer there is now; None if there is none."""
         puzzle, best = self.puzzle, None
-        self.longest = max(puzzle.load, default=0)
+        self.longest = max((load + line.longest for load, line in zip(puzzle.load, puzzle.lines, strict=True)), default=0)
         self.grain = max(1, math.gcd(*puzzle.load))
         self._limit(None if self.known is None else self.known.cost)
         self._push(self._point(0, (), tuple(0 for _ in puzzle.need), 0, None, None))
@@ -168,9 +151,9 @@ class _Search:
         """Absent model -> the last moment to start it for its first unmet ask. Empty: nothing is left to do."""
         puzzle = self.puzzle
         return {
-            model: puzzle.asks[model][first] + puzzle.window[model] - puzzle.load[model]
+            model: puzzle.lines[model].due[first] - puzzle.load[model]
             for model, first in enumerate(point.out)
-            if first != IN and first < len(puzzle.asks[model])
+            if first != IN and first < len(puzzle.lines[model].at)
         }
 
     def _point(
@@ -184,20 +167,24 @@ class _Search:
             heapq.heappush(self._heap, (point.at, self._serial, point))
 
     def _is_needless(self, point: Point) -> bool:
-        """An earlier point cost no more, has the same residents, ready no later, and left no ask unmet that is met here."""
-        rivals = self._seen.setdefault(tuple((model, visit) for model, _, visit in point.residents), [])
+        """An earlier point cost no more, has the same residents, at least as far on, and left no ask unmet that is met here."""
+        rivals = self._seen.setdefault(tuple((model, end) for model, _, _, end in point.residents), [])
         for rival in rivals:
             if (
                 rival.cost <= point.cost
                 and all(theirs >= ours for theirs, ours in zip(rival.out, point.out, strict=True))
-                and all(
-                    theirs == ours if visit else theirs <= max(ours, point.at)
-                    for (_, theirs, visit), (_, ours, _) in zip(rival.residents, point.residents, strict=True)
-                )
+                and all(self._is_as_far(theirs, ours, point.at) for theirs, ours in zip(rival.residents, point.residents, strict=True))
             ):
                 return True
         rivals.append(point)
         return False
+
+    def _is_as_far(self, theirs: Resident, ours: Resident, now: int) -> bool:
+        """What waited for it has ended in both, or it was ready no later for no more."""
+        model, ready, first, _ = theirs
+        if ready + self.puzzle.lines[model].longest <= now and ours[1] + self.puzzle.lines[model].longest <= now:
+            return True
+        return ready <= ours[1] and first >= ours[2]
 
     def _thin(self) -> None:
         """Keep the most promising points. What is dropped bounds the answer from below."""
@@ -214,33 +201,41 @@ class _Search:
         at, model = min((at, model) for model, at in due.items())
         if at < point.at:
             return
-        yield from self._start(point, at, model, visit=False)
-        for at, model in sorted(self._visits(point, due, at)):
-            yield from self._start(point, at, model, visit=True)
+        yield from self._start(point, at, model, 0)
+        for start, visited, end in sorted(self._visits(point, due, at)):
+            yield from self._start(point, start, visited, end)
 
-    def _visits(self, point: Point, due: dict[int, int], before: int) -> set[tuple[int, int]]:
-        """(time, model) of the first visit of each chain that begins before the next forced start.
+    def _visits(self, point: Point, due: dict[int, int], before: int) -> set[tuple[int, int, int]]:
+        """(start, model, end) of the first visit of each chain that begins before the next forced start.
 
-        A chain ends in the forced start for the first unmet ask of an absent model, or for a later ask `a` of any model, if the chain
-        begins before `a`: then the model may be present first and end within the chain.
+        A chain ends in the forced start for the first unmet ask of an absent model, or for a later ask of any model, if the chain begins
+        before that ask would have ended: then the model may be present first and end within the chain.
         """
         puzzle = self.puzzle
-        found: set[tuple[int, int]] = set()
+        found: set[tuple[int, int, int]] = set()
         reach = self.chain_max * self.longest
-        for target, asks in enumerate(puzzle.asks):
-            slack = puzzle.window[target] - puzzle.load[target]
+        ready = {model: when for model, when, _, _ in point.residents}
+        for target, line in enumerate(puzzle.lines):
             if target in due:
                 self._chain(point, due, (due[target], before, before), (target,), found)
-            if slack < reach:
-                first = point.out[target] + 1 if target in due else bisect_right(asks, point.at)
-                for ask in asks[first:]:
-                    if ask + slack - reach >= before:
-                        break
-                    self._chain(point, due, (ask + slack, before, ask), (target,), found)
+            first = point.out[target] + 1 if target in due else line.unmet(0, ready.get(target, 0), point.at)
+            for index in range(first, len(line.at)):
+                start = line.due[index] - puzzle.load[target]
+                if start - reach >= before:
+                    break
+                latest = max(line.at[index], ready.get(target, 0)) + line.runs[index]
+                latest = before if target in due else latest
+                if start - latest < reach:
+                    self._chain(point, due, (start, before, latest), (target,), found)
         return found
 
     def _chain(
-        self, point: Point, due: dict[int, int], span: tuple[int, int, int], used: tuple[int, ...], found: set[tuple[int, int]]
+        self,
+        point: Point,
+        due: dict[int, int],
+        span: tuple[int, int, int],
+        used: tuple[int, ...],
+        found: set[tuple[int, int, int]],
     ) -> None:
         """One visit more at the front of a chain. `span`: where it ends, before when and before when at the latest it begins."""
         end, before, latest = span
@@ -248,49 +243,72 @@ class _Search:
         if left <= 0 or end - left * self.longest >= min(before, latest):
             return
         for model, load in enumerate(self.puzzle.load):
-            at = end - load
-            if model == used[-1] or at < point.at:
+            if model == used[-1] or (model not in due and left == 1):
                 continue
-            asks = self.puzzle.asks[model]
-            first = point.out[model] if model in due else bisect_right(asks, point.at)
-            if first >= len(asks) or asks[first] > end:
-                continue
-            if model in due and at < before and at < latest:
-                found.add((at, model))
-            self._chain(point, due, (at, before, latest), (*used, model), found)
+            for runs in self._lengths(model, point, end, again=model not in due or left > 2):
+                at = end - runs - load
+                if at < point.at:
+                    continue
+                if model in due and at < before and at < latest:
+                    found.add((at, model, end))
+                self._chain(point, due, (at, before, latest), (*used, model), found)
 
-    def _start(self, point: Point, at: int, model: int, *, visit: bool) -> Iterator[Point]:
-        """The points after the load of `model` began `at`, one for each smallest set of victims. None if a visit should have ended before."""
-        if any(ends and ready < at for _, ready, ends in point.residents):
+    def _lengths(self, model: int, point: Point, end: int, *, again: bool) -> list[int]:
+        """How long what waited for a visit may have run when it ends: the longest of the first ask, of the first two, and so on.
+
+        again   it is present now, or may have been visited before in the chain: any ask that comes before `end` may be its first then
+        """
+        line = self.puzzle.lines[model]
+        first = point.out[model]
+        if again:
+            start = bisect_right(line.at, point.at - line.longest) if first == IN else first
+            stop = bisect_right(line.at, end)
+            return sorted({line.runs[index] for index in range(start, stop) if line.at[index] + line.runs[index] <= end})
+        found: list[int] = []
+        for index in range(first, len(line.at)):
+            if line.at[index] + line.runs[index] > end:
+                break
+            if not found or line.runs[index] > found[-1]:
+                found.append(line.runs[index])
+        return found
+
+    def _start(self, point: Point, at: int, model: int, end: int) -> Iterator[Point]:
+        """The points after the load of `model` began `at`, one for each smallest set of victims; none if a visit should have ended before.
+
+        `end` is when it must end as a visit, or 0.
+        """
+        if any(last and last < at for _, _, _, last in point.residents):
             return
         puzzle, out = self.puzzle, list(point.out)
         stays: list[Resident] = []
         for one in point.residents:
-            if one[1] <= at and not one[2] and (first := bisect_right(puzzle.asks[one[0]], at)) == len(puzzle.asks[one[0]]):
-                out[one[0]] = first  # nobody asks for it any more
+            line = puzzle.lines[one[0]]
+            if not one[3] and one[1] <= at and line.unmet(one[2], one[1], at) == len(line.at):
+                out[one[0]] = len(line.at)  # nobody asks for it any more
             else:
                 stays.append(one)
         short = 0 if puzzle.room is None else puzzle.need[model] + sum(puzzle.need[one[0]] for one in stays) - puzzle.room
         for victims in self._victims(point, stays, at, short):
-            left = tuple(one for one in stays if one not in victims)
+            left = [one for one in stays if one not in victims]
             after = list(out)
-            for gone, _, _ in victims:
-                after[gone] = bisect_right(puzzle.asks[gone], at)
-            after[model] = IN
-            residents = tuple(sorted((*left, (model, at + puzzle.load[model], visit))))
-            start = Start(at, model, tuple(gone for gone, _, _ in victims))
+            for gone, ready, first, _ in victims:
+                after[gone] = puzzle.lines[gone].unmet(first, ready, at)
+            first, after[model] = after[model], IN
+            residents = tuple(sorted((*left, (model, at + puzzle.load[model], first, end))))
+            start = Start(at, model, tuple(one[0] for one in victims))
             yield self._point(at, residents, tuple(after), point.cost + puzzle.load[model], start, point)
 
     def _victims(self, point: Point, stays: list[Resident], at: int, short: int) -> list[tuple[Resident, ...]]:
-        """Every set of ready residents that is large enough and has nobody to spare. Visits that end now come first."""
+        """Every set of residents that met something, is large enough and has nobody to spare. Visits that end now come first."""
         if short <= 0:
             return [()]
-        need = self.puzzle.need
-        ending = tuple(one for one in stays if one[2] and one[1] == at)
+        need, lines = self.puzzle.need, self.puzzle.lines
+        ending = tuple(one for one in stays if one[3] == at)
         short -= sum(need[one[0]] for one in ending)
         if short <= 0:
             return [ending]
-        free = sorted((one for one in stays if one[1] <= at and not one[2]), key=lambda one: -need[one[0]])
+        free = [one for one in stays if not one[3] and one[1] <= at and lines[one[0]].unmet(one[2], one[1], at) > one[2]]
+        free.sort(key=lambda one: -need[one[0]])
         found: list[tuple[Resident, ...]] = []
 
         def choose(index: int, missing: int, left: int, chosen: tuple[Resident, ...]) -> None:
