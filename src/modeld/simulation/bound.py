@@ -145,7 +145,7 @@ class Bound:
         ticket, rank = due.oldest.ticket, outside.rank_of_age(due.oldest, model)
         lost = {seen.model for seen in recent if seen.gone_at < now and not seen.victim_of and seen.model != model}
         hit = {seen.model for seen in recent if seen.model in lost and seen.started >= since and seen.for_ticket <= rank}
-        hit |= {name for name in lost if outside.checked_at.get(name, since) > since}
+        hit |= {name for at, name, other in outside.rejections if name in lost and at > since and other <= rank}
         hit |= {asked.request.model for at, asked in outside.returns if at >= since and asked.ticket < ticket} - {model}
         counted = dict.fromkeys([*due.older, *sorted(hit)])
         for name in counted:
