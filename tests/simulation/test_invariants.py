@@ -258,7 +258,7 @@ def test_a_refusal_while_there_is_room_in_line() -> None:
 
 
 def test_started_again_and_again() -> None:
-    tale = Tale(A, queue_depth_max=1000).arrive(0, "r0", "a", check(A))
+    tale = Tale(A, checks=frozenset({"restarts"})).arrive(0, "r0", "a", check(A))
 
     def start_and_die(number: int) -> None:
         now = float(number)

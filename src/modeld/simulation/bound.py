@@ -14,10 +14,10 @@ memory is back, the longest over the victims of that demand; a turn until its la
 
 What faults do to it. The clock starts again, at that moment and with a new list of older demands, when the oldest request leaves or is
 refused (the bound is for the oldest), when the models or the settings are replaced, when an operator wishes or unloads a model. A demand
-that lost its instance to a crash, a hang or an unload, or whose request, older than ours, failed and stands in line again, joins A. A
-model that failed while its request waited is excused (back-off). So is one beside pinned models that leave it no room (a budget was
-lowered) or that, with several devices, may stand in the only place that is large enough: they never give way. `judged` and `excused`
-count both, so that the check cannot become empty unseen.
+that lost its instance to a crash, a hang or an unload, or whose request, older than ours, failed and stands in line again, joins A, and
+is counted with all its loads, its check and the drains of what it loaded again. A model that failed while its request waited is excused
+(back-off). So is one beside pinned models that leave it no room (a budget was lowered) or that, with several devices, may stand in the
+only place that is large enough: they never give way. `judged` and `excused` count both, so that the check cannot become empty unseen.
 """
 
 from __future__ import annotations
@@ -145,12 +145,19 @@ class Bound:
         ticket, rank = due.oldest.ticket, outside.rank_of_age(due.oldest, model)
         lost = {seen.model for seen in recent if seen.gone_at < now and not seen.victim_of and seen.model != model}
         hit = {seen.model for seen in recent if seen.model in lost and seen.started >= since and seen.for_ticket <= rank}
+        hit |= {name for at, name, other in outside.rejections if name in lost and at > since and other <= rank}
         hit |= {asked.request.model for at, asked in outside.returns if at >= since and asked.ticket < ticket} - {model}
         counted = dict.fromkeys([*due.older, *sorted(hit)])
         for name in counted:
-            check = outside.checked_at.get(name, since) - since if name in due.unchecked else 0.0
+            check, again = 0.0, 0.0
+            if name in hit:
+                gone_at = min((seen.gone_at for seen in recent if seen.model == name and seen.gone_at > since), default=since)
+                check = outside.checked_at.get(name, since) - min(gone_at, now)
+                again = sum(self._going_seconds(seen, since, now) for seen in recent if seen.model == name and seen.started >= since)
+            if name in due.unchecked:
+                check = max(check, outside.checked_at.get(name, since) - since)
             loads, turns = self._load_seconds(name, recent, since, now, again=name in hit)
-            parts[f"older {name}"] = max(0.0, check) + self._drain_seconds(name.__eq__, recent, since, now) + loads + turns
+            parts[f"older {name}"] = max(0.0, check) + again + self._drain_seconds(name.__eq__, recent, since, now) + loads + turns
         parts["drain"] = self._drain_seconds(lambda name: name not in counted, recent, since, now)
         parts["load"] = self._load_seconds(model, recent, since, now, again=True)[0]
         return parts
@@ -180,15 +187,20 @@ class Bound:
             default=0.0,
         )
         for seen in recent:
-            stopped_at = math.inf if seen.stopped_at is None else seen.stopped_at
-            if (going_at := min(seen.closed_at, stopped_at)) < now and is_for(seen.victim_of or seen.closed_for):
-                longest = max(longest, min(now, seen.gone_at) - max(since, going_at))
+            if is_for(seen.victim_of or seen.closed_for):
+                longest = max(longest, self._going_seconds(seen, since, now))
             for name, at, leases in seen.closings:
                 if is_for(name) and at != seen.closed_at:
                     stop = max((usual.get(other.model, 0.0) for other in recent), default=0.0) + max(0.0, extra)
                     ends = max((min(now, _end_of(asked, at)) for asked in leases), default=at) + stop
                     longest = max(longest, min(now, ends) - max(since, at))
         return longest
+
+    @staticmethod
+    def _going_seconds(seen: Seen, since: float, now: float) -> float:
+        """From when it was closed, or stopped, until its memory was back; 0 if it stays."""
+        going_at = min(seen.closed_at, math.inf if seen.stopped_at is None else seen.stopped_at)
+        return max(0.0, min(now, seen.gone_at) - max(since, going_at)) if going_at < now else 0.0
 
     def _load_seconds(self, model: ModelId, recent: list[Seen], since: float, now: float, *, again: bool) -> tuple[float, float]:
         """(loads, turns) of a model, up to the first load that became ready; `again`: all, for it may have been lost by a fault.

@@ -14,6 +14,7 @@ by name
   closing       nothing is closed before somebody is due, and only for who is due
   needless      no victim without whom there would have been room; none in vain; none before the launch check has passed
   queues        lines and waiting bytes within their limits; QueueFull only when they are reached
+  hopeless      nobody waits for a model that could not be started whoever went
   idle_slot     no request waits for an open instance with a free slot
   room_unused   no checked demand stands unstarted beside memory it fits into and no older one needs
   due_stands    a due demand has victims as soon as enough are to be had
@@ -118,7 +119,11 @@ class Watch:
         self._demands: list[tuple[Asked, ModelId]] = []
         self._draining = False
         self._is = {name: name in checks for name in NAMES}
-        others = {"order": Order(outside, fail), "times": Times(outside, fail), "loads": Loads(outside, fail)}
+        others: dict[str, Order | Times | Loads] = {
+            "order": Order(outside, fail),
+            "times": Times(outside, fail),
+            "loads": Loads(outside, fail),
+        }
         self._others = [other for name, other in others.items() if name in checks]
 
     # --- one step -----------------------------------------------------------------------------------------------------

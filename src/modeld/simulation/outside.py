@@ -82,6 +82,8 @@ class Outside:
         self.asked_count: dict[ModelId, int] = {}
         self.least_load: dict[ModelId, float] = {}
         """The shortest load of a model, seconds."""
+        self.rejections: deque[tuple[float, ModelId, float]] = deque(maxlen=PAST_MAX)
+        """Launches that were rejected: when, and the rank of age of who waited for them."""
         self.returns: deque[tuple[float, Asked]] = deque(maxlen=PAST_MAX)
         """Who came back into line, and when; the last one last."""
         self.shutting_down = False
@@ -296,6 +298,8 @@ class Outside:
 
     def _launch_rejected(self, event: LaunchRejected, now: float) -> None:
         self.checked_at[event.model] = now
+        if (line := self.lines.get(event.model)) is not None:
+            self.rejections.append((now, event.model, self.rank_of_age(next(iter(line.values())), event.model)))
         self.failed_at[event.model] = now
         self.wishes.pop(event.model, None)
 
@@ -333,6 +337,7 @@ class Outside:
                 self.wishes.pop(seen.model, None)
             seen.state = FAILED
             seen.stopped_at = now
+            seen.victim_of = seen.closed_for  # it would have gone anyway
             seen.draining = False
             seen.closed_for = ""
 

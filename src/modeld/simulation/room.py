@@ -29,7 +29,11 @@ def fits(spec: ModelSpec, room: Mapping[DeviceId, float], capacity: Mapping[Devi
     if not spec.split or any(total_mb <= capacity[device] for device in devices):
         return False
     whole = sum(capacity[device] for device in devices)
-    return total_mb <= whole and all(math.ceil(total_mb * capacity[device] / whole) <= room[device] for device in devices)
+    if total_mb > whole:
+        return False
+    shares = {device: math.floor(total_mb * capacity[device] / whole) for device in devices}
+    shares[devices[0]] += total_mb - sum(shares.values())
+    return all(share <= room[device] for device, share in shares.items())
 
 
 def is_clear(outside: Outside, spec: ModelSpec) -> bool:
