@@ -15,8 +15,8 @@ NAMED_MAX = 3
 """So many models are named in a sentence."""
 
 
-def snapshot(book: Book, now: float) -> Snapshot:
-    """The book at one moment."""
+def snapshot(book: Book, now: float, *, estimates: bool = True) -> Snapshot:
+    """The book at one moment. Without `estimates` the expected waits are 0: they cost more than all the rest."""
     views = [_instance(book, instance) for instance in book.instances.values()]
     errors: list[str] = []
     for model in book.breaker.models():
@@ -29,7 +29,7 @@ def snapshot(book: Book, now: float) -> Snapshot:
     accelerators = [view for view in devices if view.id != HOST]
     return Snapshot(
         instances=tuple(views),
-        lines=tuple(_line(book, model, now) for model in book.lines.models()),
+        lines=tuple(_line(book, model, now, estimates) for model in book.lines.models()),
         devices=devices,
         budget_mb=sum(view.budget_mb for view in accelerators),
         used_mb=sum(view.used_mb for view in accelerators),
@@ -71,7 +71,7 @@ def _instance(book: Book, instance: Instance) -> InstanceView:
     )
 
 
-def _line(book: Book, model: ModelId, now: float) -> LineView:
+def _line(book: Book, model: ModelId, now: float, estimates: bool) -> LineView:
     line = book.lines.of(model)
     oldest = book.oldest(model)
     if line is None or oldest is None:
@@ -82,7 +82,7 @@ def _line(book: Book, model: ModelId, now: float) -> LineView:
         oldest_wait_seconds=now - oldest.arrived,
         by_class={priority: count for priority in Priority if (count := line.count(priority.rank))},
         due_in_seconds=max(0.0, book.due_at(oldest) - now) if _wants_room(book, model) else None,
-        estimate_seconds=forecast(book, model, now, ahead=len(line.waiting)).seconds if model in book.models else 0.0,
+        estimate_seconds=forecast(book, model, now, ahead=len(line.waiting)).seconds if estimates and model in book.models else 0.0,
     )
 
 

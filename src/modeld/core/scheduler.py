@@ -134,8 +134,8 @@ class Scheduler:
         """No instance holds anything any more."""
         return not self._book.instances
 
-    def snapshot(self, now: float) -> Snapshot:
-        return snapshot(self._book, now)
+    def snapshot(self, now: float, *, estimates: bool = True) -> Snapshot:
+        return snapshot(self._book, now, estimates=estimates)
 
     def explain(self, now: float) -> Explanation:
         """Why each model and each waiting request is where it is, in a sentence each."""

@@ -89,7 +89,7 @@ class Watched(Protocol):
     """What is looked at beside events and commands."""
 
     def next_wakeup(self) -> float | None: ...
-    def snapshot(self, now: float) -> Snapshot: ...
+    def snapshot(self, now: float, *, estimates: bool = True) -> Snapshot: ...
     def check_invariants(self) -> None: ...
 
 
@@ -184,7 +184,7 @@ class Watch:
     def _look(self, now: float) -> list[Seen]:
         """Read the snapshot: which instances are closed, and whether its books agree. Returns those closed since the last look."""
         self.looks += 1
-        snapshot = self._watched.snapshot(now)
+        snapshot = self._watched.snapshot(now, estimates=False)
         closed: list[Seen] = []
         self._draining = False
         for view in snapshot.instances:

@@ -234,7 +234,7 @@ LINES: Final = (
     Mutant(
         "stuck_not_stopped",
         "scheduler.py",
-        "        self._do.stop(instance, \"stuck\", now)\n",
+        '        self._do.stop(instance, "stuck", now)\n',
         "",
         "an instance on which nothing moves is left alone",
     ),
@@ -248,7 +248,7 @@ LINES: Final = (
     Mutant(
         "replaced_not_drained",
         "scheduler.py",
-        "                do.drain(instance, \"replaced\", now)\n",
+        '                do.drain(instance, "replaced", now)\n',
         "                pass\n",
         "a model is served from a file that was replaced",
     ),
@@ -269,8 +269,8 @@ LINES: Final = (
     Mutant(
         "shutdown_forgets_loads",
         "scheduler.py",
-        "            if instance.state in (State.LOADING, State.READY, State.DRAINING):\n                do.stop(instance, \"shutdown\", now)",
-        "            if instance.state in (State.READY, State.DRAINING):\n                do.stop(instance, \"shutdown\", now)",
+        '            if instance.state in (State.LOADING, State.READY, State.DRAINING):\n                do.stop(instance, "shutdown", now)',
+        '            if instance.state in (State.READY, State.DRAINING):\n                do.stop(instance, "shutdown", now)',
         "a load outlives the shutdown",
     ),
     Mutant(

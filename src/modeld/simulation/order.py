@@ -113,7 +113,9 @@ class Order:
         if shares.blurred:
             return
         standing = [group for groups in queues.values() for group in groups]
-        if len(queues) < 2 or not (len(standing) == len(shares.queues) and all(a is b for a, b in zip(standing, shares.queues, strict=True))):
+        if len(queues) < 2 or not (
+            len(standing) == len(shares.queues) and all(a is b for a, b in zip(standing, shares.queues, strict=True))
+        ):
             shares.queues, shares.served = standing, dict.fromkeys(queues, 0.0)  # somebody has come or gone
             return
         shares.largest = max(shares.largest, *(self._largest(group) for group in standing), asked.request.work)

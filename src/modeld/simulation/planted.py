@@ -199,7 +199,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m modeld.simulation.planted", description="Bugs planted in core, to be caught.")
     parser.add_argument("--workers", type=int, default=2, help="processes (%(default)s)")
     parser.add_argument("--seed-start", type=int, default=0, help="first seed (%(default)s)")
-    parser.add_argument("--only", action="append", choices=[mutant.name for mutant in MUTANTS], metavar="NAME", help="this one (may be repeated)")
+    parser.add_argument(
+        "--only", action="append", choices=[mutant.name for mutant in MUTANTS], metavar="NAME", help="this one (may be repeated)"
+    )
     options = parser.parse_args(arguments)
     mutants = [mutant for mutant in MUTANTS if options.only is None or mutant.name in options.only]
     began, verdicts = time.monotonic(), {}

@@ -36,6 +36,7 @@ IN: Final = -1
 ROUNDING: Final = 0.01
 """Of the bounds, in milliseconds: they are sums of floats."""
 
+
 @dataclass(frozen=True, slots=True)
 class Start:
     """One load: at which time, of which model, and who had to end for it."""
