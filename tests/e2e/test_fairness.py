@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -122,3 +125,15 @@ def test_a_halted_model_server_is_seen_and_its_request_asked_again(tmp_path: Pat
         assert status["exits"][-1]["code"] == -signal.SIGKILL
         assert one.metric("modeld_stuck_total") == 1
         assert one.metric("modeld_requeued_total") == 1
+
+
+def test_the_trace_of_a_daemon_can_be_played_again(tmp_path: Path, models: Path):
+    trace = tmp_path / "day.trace"
+    with running(tmp_path, models, *ONE_MODEL, *PATIENT, *SCRIPTED, "--trace-file", str(trace)) as one:
+        for model in ("a.gguf", "b.gguf", "a.gguf"):
+            assert one.infer(model).status == 200
+        one.stop()
+    assert "Once upon" not in trace.read_text()  # no text of anybody
+    command = [sys.executable, "-m", "modeld", "simulate", "--trace", str(trace), "--json"]
+    played = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
+    assert played["modeld"]["loads"] == 3

@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 import pytest
@@ -36,7 +37,7 @@ from modeld.runtime.driver import Driver
 from modeld.runtime.trace import Header, LimitsLine, LoadLine, ModelLine, RequestLine, TraceWriter, limits_of, read
 from runtime.test_driver import Counts, Hands
 
-LIMITS = Limits(budget_mb={LOCAL: 150}, fairness_wait_seconds=3.0)
+LIMITS = Limits(budget_mb=MappingProxyType({LOCAL: 150}), fairness_wait_seconds=3.0)  # as the settings make it
 A, B = spec("a", 100, slots=2, priority=Priority.INTERACTIVE, pinned=True), spec("b", 120)
 
 

@@ -61,13 +61,14 @@ def client_id(item: dict[str, Any]) -> str:
 
 
 def told(reasons: dict[str, str], waiting: list[dict[str, Any]]) -> str:
-    """The sentences, models first, then who waits, each with its place in line."""
+    """The sentences, models first, then who waits. One that does not begin with whom it is about gets that in front."""
     from modeld.cli import client
 
-    lines = [f"{client.plain(model)}: {client.plain(text)}" for model, text in sorted(reasons.items())]
+    lines = [client.plain(text if text.startswith(model) else f"{model}: {text}") for model, text in sorted(reasons.items())]
     for item in waiting:
+        request, text = str(item.get("request_id", "?")), str(item.get("why", ""))
         place = f"{item.get('priority', '?')}, number {item.get('position', '?')} for {item.get('model_id', '?')}"
-        lines.append(client.plain(f"{item.get('request_id', '?')} ({place}): {item.get('why', '')}"))
+        lines.append(client.plain(text if text.startswith(request) else f"{request} ({place}): {text}"))
     return "\n".join(lines) or "nothing is loaded, and nobody waits"
 
 

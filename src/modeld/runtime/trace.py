@@ -300,7 +300,8 @@ class TraceWriter:
         self._models = dict(models)
 
     def _limits(self, limits: Limits, at: float) -> None:
-        self._write(LimitsLine(self._since(at), dataclasses.asdict(limits)))
+        told = {one.name: getattr(limits, one.name) for one in dataclasses.fields(limits)}
+        self._write(LimitsLine(self._since(at), told | {"budget_mb": dict(limits.budget_mb)}))
 
     def _since(self, at: float) -> float:
         return _round(at - self._origin)
