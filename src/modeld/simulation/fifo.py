@@ -92,7 +92,7 @@ class Fifo:
     def next_wakeup(self) -> float | None:
         return None
 
-    def snapshot(self, now: float) -> Snapshot:
+    def snapshot(self, now: float, *, estimates: bool = True) -> Snapshot:
         used = sum(one.need_mb for one in self._instances.values())
         return Snapshot((), (), (), self._room_mb or 0, used, 0, 0, 0, 0, 0, 0, 0, False, None, None)
 

@@ -118,7 +118,7 @@ class Victims:
         room = without_need_of(room, older)
         others = [seen for seen in back if seen.stopped_at == now]
         for victim in victims:
-            # One that goes at once may have been as good a choice as those that go in the same step for somebody younger; a busy one is not.
+            # One that goes at once is as good a choice as those that go in the same step for somebody younger; a busy one is not.
             gone = [victim] if victim.draining and not victim.stopped_at else [victim, *others]
             less = {device: mb - sum(seen.frees_mb(device) for seen in gone) for device, mb in room.items()}
             if fits(spec, less, capacity):
