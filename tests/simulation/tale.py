@@ -53,7 +53,7 @@ class Mirror:
         if self.broken:
             raise InvariantError("the book is torn")
 
-    def snapshot(self, now: float) -> Snapshot:
+    def snapshot(self, now: float, *, estimates: bool = True) -> Snapshot:
         outside = self.outside
         views = []
         for seen in outside.instances.values():

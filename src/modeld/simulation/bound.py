@@ -154,6 +154,8 @@ class Bound:
                 gone_at = min((seen.gone_at for seen in recent if seen.model == name and seen.gone_at > since), default=since)
                 check = outside.checked_at.get(name, since) - min(gone_at, now)
                 again = sum(self._going_seconds(seen, since, now) for seen in recent if seen.model == name and seen.started >= since)
+            if name in outside.checking:
+                check = now - max(since, outside.checking[name])
             if name in due.unchecked:
                 check = max(check, outside.checked_at.get(name, since) - since)
             loads, turns = self._load_seconds(name, recent, since, now, again=name in hit)

@@ -158,14 +158,7 @@ class Watch:
             or type(event) in (UnloadRequested, ModelTableReplaced, SettingsReplaced)
         ):
             closed = self._look(now)
-        stopped = [command for command in commands if type(command) is StopInstance]
-        for command in commands:
-            if type(command) is Grant:
-                self._granted(command, now)
-            elif type(command) is StartInstance:
-                self._started(command, now)
-        if stopped or closed:
-            self._victims.gave_way([outside.instances[c.instance] for c in stopped], closed, now, self._demands)
+        self._judge_commands(commands, closed, now)
         for other in self._others:
             other.after(event, commands, now)
         if type(event) is RequestArrived:
@@ -180,6 +173,17 @@ class Watch:
                 self._room_unused(demands, now)
             if is_due and self._is["due_stands"]:
                 self._due_stands(demands, now)
+
+    def _judge_commands(self, commands: Sequence[Command], closed: list[Seen], now: float) -> None:
+        outside = self.outside
+        stopped = [command for command in commands if type(command) is StopInstance]
+        for command in commands:
+            if type(command) is Grant:
+                self._granted(command, now)
+            elif type(command) is StartInstance:
+                self._started(command, now)
+        if stopped or closed:
+            self._victims.gave_way([outside.instances[c.instance] for c in stopped], closed, now, self._demands)
 
     def _look(self, now: float) -> list[Seen]:
         """Read the snapshot: which instances are closed, and whether its books agree. Returns those closed since the last look."""

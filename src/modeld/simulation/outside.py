@@ -66,6 +66,8 @@ class Outside:
         self.by_model: dict[ModelId, Seen] = {}
         self.used_mb: dict[DeviceId, int] = {}
         self.checked: dict[ModelId, str] = {}
+        self.checking: dict[ModelId, float] = {}
+        """Launch checks on their way, since when."""
         self.checked_at: dict[ModelId, float] = {}
         """When the last launch check of a model was answered."""
         self.wishes: dict[ModelId, bool] = {}
@@ -94,6 +96,10 @@ class Outside:
         """How long the child of a model takes to end when nothing goes wrong; what is not named takes 0."""
         self.on_end: Callable[[Asked, str, float], None] = _nobody
         self.on_gone: Callable[[Seen, float], None] = _nobody
+        self._books()
+
+    def _books(self) -> None:
+        """How each event and each command is booked."""
         self._events: dict[type, Callable[[Any, float], None]] = {
             RequestArrived: self._arrived,
             RequestWithdrawn: self._withdrawn,
@@ -291,12 +297,14 @@ class Outside:
             now_serving.turn_ended = None
 
     def _launch_checked(self, event: LaunchChecked, now: float) -> None:
+        self.checking.pop(event.model, None)
         spec = self.models.get(event.model)
         if spec is not None and spec.fingerprint == event.fingerprint:
             self.checked[event.model] = event.fingerprint
             self.checked_at[event.model] = now
 
     def _launch_rejected(self, event: LaunchRejected, now: float) -> None:
+        self.checking.pop(event.model, None)
         self.checked_at[event.model] = now
         if (line := self.lines.get(event.model)) is not None:
             self.rejections.append((now, event.model, self.rank_of_age(next(iter(line.values())), event.model)))
@@ -442,8 +450,9 @@ class Outside:
                 if not seen.draining:
                     self.give_way(seen, now)
 
-    def _check(self, command: CheckLaunch, _: float) -> None:
+    def _check(self, command: CheckLaunch, now: float) -> None:
         self.checked.pop(command.spec.id, None)
+        self.checking[command.spec.id] = now
 
 
 def _ticket(pair: tuple[Asked, ModelId]) -> int:

@@ -116,8 +116,11 @@ class Victims:
             told = f"{need_mb(spec)} MB, {in_reach} after drains, loads and turns"
             self._fail("needless", f"{[seen.id for seen in mine]} give way for {model} in vain: there is no room without more ({told})")
         room = without_need_of(room, older)
+        others = [seen for seen in back if seen.stopped_at == now]
         for victim in victims:
-            less = {device: mb - victim.frees_mb(device) for device, mb in room.items()}
+            # One that goes at once is as good a choice as those that go in the same step for somebody younger; a busy one is not.
+            gone = [victim] if victim.draining and not victim.stopped_at else [victim, *others]
+            less = {device: mb - sum(seen.frees_mb(device) for seen in gone) for device, mb in room.items()}
             if fits(spec, less, capacity):
                 self._fail("needless", f"{victim.id} gives way for {model}, which would have room without it: {less}")
 
