@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 
 from modeld.simulation.puzzle import Puzzle
 
-ROUNDS: Final = 200
+ROUNDS: Final = 120
 SEGMENTS_MAX: Final = 600
 SEGMENT_MS_MIN: Final = 250
 PATIENCE: Final = 8

@@ -20,7 +20,7 @@ import heapq
 import math
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from modeld.simulation.puzzle import Puzzle
@@ -28,8 +28,10 @@ from modeld.simulation.rent import Rent, Resident
 
 CHAIN_MAX: Final = 2
 WIDTH_FIRST: Final = 100
-POINTS_MAX: Final = 1500
+POINTS_MAX: Final = 800
 """Points alive at one moment. More take memory and time; fewer make the answer a heuristic one sooner."""
+POINTS_ALL: Final = 5_000
+"""Points looked at in one pass; then it gives up."""
 SUBSETS_MAX: Final = 400
 """Victim sets looked at for one start; cut off beyond, which is then no proof."""
 IN: Final = -1
@@ -78,18 +80,31 @@ class Point:
 
 
 def solve(puzzle: Puzzle, *, known: int | None = None, points_max: int = POINTS_MAX, chain_max: int = CHAIN_MAX) -> Answer | None:
-    """The cheapest stays, or None when no solution was found. `known` is the cost of a solution that somebody has: if none is cheaper,
-    the answer has that cost and no starts."""
+    """The cheapest stays, or None when no solution was found.
+
+    `known` is the cost of a solution that somebody has: if none is cheaper, the answer has that cost and no starts. Searches without
+    visits, and with few points, come first: what they find makes the later ones short.
+    """
     rent = Rent(puzzle)
     best = None if known is None else Answer(known, 0, False, (), 0)
-    for width in sorted({min(WIDTH_FIRST, points_max), points_max}):  # a narrow pass first: its answer prunes the wide one
-        found = _Search(puzzle, width, chain_max, rent, best).run()
-        if found is not None and width < points_max and not found.exact:
-            rent.learn(found.cost)
-        best = found or best
-        if best is not None and best.exact:
-            break
-    return best
+    learned = False
+    for chains in range(chain_max + 1):
+        for width in sorted({min(WIDTH_FIRST, points_max), points_max}):
+            found = _Search(puzzle, width, chains, rent, best).run()
+            best = found or best
+            if best is None:
+                continue
+            if found is not None and found.exact:
+                break
+            if not learned:
+                rent.learn(best.cost)
+                learned = True
+        if best is not None and chains < chain_max:  # proved among fewer visits only
+            best = replace(best, at_least=0, exact=False)
+    if best is None or best.exact:
+        return best
+    at_least = max(best.at_least, _Search(puzzle, 0, 0, rent, None).whole(rent.bound()))
+    return replace(best, at_least=at_least, exact=at_least >= best.cost)
 
 
 @dataclass(slots=True)
@@ -105,7 +120,6 @@ class _Search:
     points: int = 0
     dropped: float = math.inf
     longest: int = 0
-    grain: int = 1
     _serial: int = 0
     _heap: list[tuple[int, int, Point]] = field(default_factory=list)
     _seen: dict[tuple[tuple[int, int], ...], list[Point]] = field(default_factory=dict)
@@ -114,7 +128,6 @@ class _Search:
         """The best answer there is now; None if there is none."""
         puzzle, best = self.puzzle, None
         self.longest = max((load + line.longest for load, line in zip(puzzle.load, puzzle.lines, strict=True)), default=0)
-        self.grain = max(1, math.gcd(*puzzle.load))
         self._limit(None if self.known is None else self.known.cost)
         self._push(self._point(0, (), tuple(0 for _ in puzzle.need), 0, None, None))
         while self._heap:
@@ -128,9 +141,21 @@ class _Search:
                 continue
             for child in self._children(point):
                 self._push(child)
+            if self.points > POINTS_ALL:
+                self.dropped = min([self.dropped, *(point.at_least for _, _, point in self._heap)])
+                break
             if len(self._heap) > 2 * self.width:
                 self._thin()
         return self._answer(best)
+
+    @property
+    def grain(self) -> int:
+        """All costs are multiples of it."""
+        return max(1, math.gcd(*self.puzzle.load))
+
+    def whole(self, bound: float) -> int:
+        """The smallest possible cost that is not below the bound."""
+        return math.ceil((bound - ROUNDING) / self.grain) * self.grain
 
     def _limit(self, cost: int | None) -> None:
         """Only better answers are of use from now on: by a grain at least, since all costs are sums of loads."""
@@ -142,7 +167,7 @@ class _Search:
             return None
         cost = self.known.cost if best is None and self.known is not None else best.cost if best is not None else 0
         starts = self.known.starts if best is None and self.known is not None else best.starts() if best is not None else ()
-        at_least = cost if self.dropped > cost - self.grain + ROUNDING else math.ceil((self.dropped - ROUNDING) / self.grain) * self.grain
+        at_least = cost if self.dropped > cost - self.grain + ROUNDING else self.whole(self.dropped)
         at_least = max(at_least, 0 if self.known is None else self.known.at_least)
         return Answer(cost, at_least, at_least >= cost, starts, self.points)
 
