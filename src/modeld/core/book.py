@@ -335,7 +335,7 @@ class Book:
             if not spec.pinned or other == model or spec.unavailable is not None:
                 continue
             instance = self.by_model.get(other)
-            if instance is not None and instance.state is not State.FAILED:
+            if instance is not None and instance.state not in (State.FAILED, State.STOPPING):
                 held: Vector = instance.need_mb
             elif len(accelerators) == 1:
                 held = {accelerators[0]: self.need(other).total_mb}

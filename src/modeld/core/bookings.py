@@ -263,6 +263,8 @@ class Bookings:
         instance.stopping_since = now
         self.book.evictions_total += why.startswith(EVICTED)
         self.book.ledger.release(instance.id)
+        if self.book.is_pinned(instance):
+            self.book.forget_memory()
         self.out.append(StopInstance(instance.id, why))
 
     def finish_drain(self, instance: Instance, now: float) -> None:

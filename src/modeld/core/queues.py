@@ -47,6 +47,11 @@ class Waiting:
     hard: float
     requeued: bool = False
 
+    @property
+    def cost(self) -> float:
+        """What its grant costs its principal, in tokens: nothing the second time, it was paid for."""
+        return 0.0 if self.requeued else self.request.work
+
 
 class Share:
     """One class of a line: principals in turn, each with a deficit in tokens."""
@@ -82,16 +87,14 @@ class Share:
         if len(lines) == 1:
             return _first(next(iter(lines.values())))
         # So many whole rounds pass until somebody can pay; then the first in turn who can.
-        rounds = min(
-            max(0, math.ceil((_first(line).request.work - deficit.get(principal, 0.0)) / QUANTUM)) for principal, line in lines.items()
-        )
+        rounds = min(max(0, math.ceil((_first(line).cost - deficit.get(principal, 0.0)) / QUANTUM)) for principal, line in lines.items())
         if rounds:
             for principal in lines:
                 deficit[principal] = deficit.get(principal, 0.0) + rounds * QUANTUM
         for _ in range(len(lines)):
             principal = next(iter(lines))
             head = _first(lines[principal])
-            if head.request.work <= deficit.get(principal, 0.0):
+            if head.cost <= deficit.get(principal, 0.0):
                 return head
             lines.move_to_end(principal)
         return _first(next(iter(lines.values())))  # nobody can: sums of fractions may miss by their last digit
@@ -100,7 +103,7 @@ class Share:
         """It is granted, and leaves the line next."""
         if len(self._lines) > 1:
             principal = waiting.request.principal
-            self._deficit[principal] = self._deficit.get(principal, 0.0) - waiting.request.work
+            self._deficit[principal] = self._deficit.get(principal, 0.0) - waiting.cost
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
