@@ -189,10 +189,11 @@ class Bound:
             default=0.0,
         )
         for seen in recent:
-            if is_for(seen.victim_of or seen.closed_for):
+            last_for = seen.victim_of or seen.closed_for
+            if is_for(last_for):
                 longest = max(longest, self._going_seconds(seen, since, now))
             for name, at, leases in seen.closings:
-                if is_for(name) and at != seen.closed_at:
+                if is_for(name) and (at, name) != (seen.closed_at, last_for):
                     stop = max((usual.get(other.model, 0.0) for other in recent), default=0.0) + max(0.0, extra)
                     ends = max((min(now, _end_of(asked, at)) for asked in leases), default=at) + stop
                     longest = max(longest, min(now, ends) - max(since, at))
