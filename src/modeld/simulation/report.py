@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from modeld.core.model import EvictionPolicy, ModelId, Priority
-from modeld.errors import ModeldError
 from modeld.simulation.clairvoyant import Clairvoyant, foresee
 from modeld.simulation.fifo import FIFO, Fifo
 from modeld.simulation.seen import Violation
@@ -53,14 +52,13 @@ class Figures:
 class Comparison:
     """modeld beside the others. `bound_broken` tells of the first request of modeld that waited longer than promised, "" if none did.
 
-    `foreseen` is None when no clairvoyant was asked for, or where it finds no way (`unforeseen` says why).
+    `foreseen` is None when no clairvoyant was asked for.
     """
 
     workload: Workload
     modeld: Figures
     fifo: Figures
     foreseen: Clairvoyant | None
-    unforeseen: str
     bound_broken: str
     history: History
 
@@ -73,7 +71,7 @@ class Comparison:
         return None if self.foreseen is None else _ratio(self.modeld.swap_seconds, self.foreseen.swap_seconds)
 
 
-def compare(workload: Workload, *, seed: int = 0, clairvoyant: Callable[[Workload], Clairvoyant] | None = foresee) -> Comparison:
+def compare(workload: Workload, *, seed: int = 0, clairvoyant: Callable[[History], Clairvoyant] | None = foresee) -> Comparison:
     """Run the workload under each policy. `seed` draws the load times, where the workload leaves them open."""
     broken = ""
     try:
@@ -82,13 +80,8 @@ def compare(workload: Workload, *, seed: int = 0, clairvoyant: Callable[[Workloa
         broken = str(violation)
         history = World(workload, seed=seed, checks=frozenset()).run()
     fifo = World(workload, seed=seed, checks=frozenset(), policy=FIFO, make=Fifo, requeues=False).run()
-    foreseen, unforeseen = None, ""
-    if clairvoyant is not None:
-        try:
-            foreseen = clairvoyant(workload)
-        except ModeldError as error:
-            unforeseen = error.message
-    return Comparison(workload, figures(history), figures(fifo), foreseen, unforeseen, broken, history)
+    foreseen = None if clairvoyant is None else clairvoyant(history)
+    return Comparison(workload, figures(history), figures(fifo), foreseen, broken, history)
 
 
 def figures(history: History) -> Figures:
@@ -171,7 +164,7 @@ def as_text(comparison: Comparison) -> str:
     waits.append(_wait_row("all", ours.waits, fifo.waits))
     waits += [_wait_row(rank, one, fifo.by_class[rank]) for rank, one in ours.by_class.items() if len(ours.by_class) > 1]
     waits += [_wait_row(model, one, fifo.by_model[model]) for model, one in ours.by_model.items() if one.requests]
-    notes = [f"clairvoyant: {comparison.unforeseen if foreseen is None else foreseen.label}"] if foreseen or comparison.unforeseen else []
+    notes = [] if foreseen is None else [f"clairvoyant: {foreseen.label}"]
     notes.append(f"wait bound: {comparison.bound_broken and 'BROKEN, ' + comparison.bound_broken or 'kept'}")
     parts = [
         f"{comparison.workload.name}: {comparison.workload.note}",
@@ -203,7 +196,7 @@ def summary_text(found: Sequence[Comparison]) -> str:
         ]
     ]
     for one in found:
-        label = one.unforeseen if one.foreseen is None else f"{one.foreseen.swap_seconds:.1f} s, {one.foreseen.label}"
+        label = "-" if one.foreseen is None else f"{one.foreseen.swap_seconds:.1f} s, {one.foreseen.label}"
         best, fifo = one.against_clairvoyant, one.against_fifo
         rows.append(
             [
@@ -242,7 +235,6 @@ def as_data(comparison: Comparison) -> dict[str, Any]:
             "swap_seconds": foreseen.swap_seconds,
             "exact": foreseen.exact,
             "at_least_seconds": foreseen.at_least_seconds,
-            "waits_widened": foreseen.widened,
         },
         "times_fifo": comparison.against_fifo,
         "times_clairvoyant": comparison.against_clairvoyant,

@@ -2,7 +2,7 @@
 """The workloads that come with modeld; rule: arrivals are open-loop and follow from the seed alone, whatever the policy does with them.
 
 Figures are those of one GPU and models of 4-bit weights: MiB by size, a load at READ_MB_PER_SECOND after START_SECONDS, answers of
-TOKENS_PER_SECOND. In its plain form (`scale` 1) each has at most 200 requests and runs some quarter of an hour.
+TOKENS_PER_SECOND. In its plain form (`scale` 1) each has at most 200 requests and runs for some minutes.
 """
 
 from __future__ import annotations
@@ -74,11 +74,12 @@ class _Crowd:
         request = RequestId(f"{len(self.asks):05}")
         self.asks.append(Ask(round(at, 2), request, ModelId(model), service, tokens, Principal(who), priority, work=float(tokens)))
 
-    def poisson(self, mean_seconds: float, until: float, start: float = 0.0) -> list[float]:
-        """Times of independent arrivals."""
-        times, now = [], start
-        while (now := now + self.dice.expovariate(1 / mean_seconds)) < until:
+    def spaced(self, mean_seconds: float, count: int) -> list[float]:
+        """So many times, half to one and a half of the mean apart."""
+        times, now = [], 0.0
+        for _ in range(count):
             times.append(now)
+            now += mean_seconds * self.dice.uniform(0.5, 1.5)
         return times
 
 
@@ -107,12 +108,12 @@ def _rotation(crowd: _Crowd, scale: float) -> None:
 
 
 def _agents(crowd: _Crowd, scale: float) -> None:
-    """A burst: the orchestrator plans, three sub-agents read and code in turn, the orchestrator sums up. Bursts overlap now and then."""
-    for number, start in enumerate(crowd.poisson(32.0, 900.0 * scale)):
-        now, who = start, f"agent-{number % 4}"
+    """A burst: the orchestrator plans, two sub-agents read and code in turn, the orchestrator sums up. Bursts overlap now and then."""
+    for number, start in enumerate(crowd.spaced(20.0, round(32 * scale))):
+        now = start
         for model in ("planner", "reader", "coder", "reader", "coder", "planner"):
-            crowd.ask(now, model, (1.5, 4.0), who=who)
-            now += crowd.dice.uniform(2.5, 6.0)
+            crowd.ask(now, model, (2.0, 6.0), who=f"agent-{number % 4}")
+            now += crowd.dice.uniform(3.0, 7.0)
 
 
 # --- a chat crowd -----------------------------------------------------------------------------------------------------
@@ -121,32 +122,38 @@ _CROWD: Final = 20
 
 
 def _chat(crowd: _Crowd, scale: float) -> None:
-    weights = [1 / (rank + 1) ** 1.1 for rank in range(_CROWD)]
-    for number, at in enumerate(crowd.poisson(4.5, 850.0 * scale)):
-        model = crowd.dice.choices(range(_CROWD), weights)[0]
-        crowd.ask(at, f"chat-{model:02}", (2.0, 6.0), who=f"user-{number % 12}")
+    """Conversations of ten questions, each with one model; the next question comes some seconds after the one before."""
+    weights = [1 / (rank + 1) for rank in range(_CROWD)]
+    for number, start in enumerate(crowd.spaced(9.0, round(20 * scale))):
+        now, model = start, crowd.dice.choices(range(_CROWD), weights)[0]
+        for _ in range(10):
+            crowd.ask(now, f"chat-{model:02}", (2.0, 5.0), who=f"user-{number % 12}")
+            now += crowd.dice.uniform(5.0, 9.0)
 
 
 # --- a batch job beside interactive users -----------------------------------------------------------------------------
 
 
 def _batch(crowd: _Crowd, scale: float) -> None:
-    end = 900.0 * scale
-    for number in range(round(110 * scale)):
-        crowd.ask(number * 8.0, "bulk", (6.0, 12.0), who="job", priority=Priority.BATCH)
-    for number, at in enumerate(crowd.poisson(11.0, end)):
-        crowd.ask(at, crowd.dice.choice(("chat", "chat", "code")), (1.0, 5.0), who=f"user-{number % 5}", priority=Priority.INTERACTIVE)
+    count = round(100 * scale)
+    for number in range(count):
+        crowd.ask(number * 6.0, "bulk", (2.0, 4.0), who="job", priority=Priority.BATCH)
+    for number, at in enumerate(crowd.spaced(6.0, count)):
+        crowd.ask(at, crowd.dice.choice(("chat", "code")), (1.0, 3.0), who=f"user-{number % 5}", priority=Priority.INTERACTIVE)
 
 
 # --- a whale and twenty minnows ---------------------------------------------------------------------------------------
 
+_MINNOWS: Final = 20
+
 
 def _whale(crowd: _Crowd, scale: float) -> None:
-    end = 900.0 * scale
-    for at in crowd.poisson(70.0, end):
-        crowd.ask(at, "whale", (6.0, 12.0))
-    for at in crowd.poisson(5.2, end):
-        crowd.ask(at, f"minnow-{crowd.dice.randrange(20):02}", (1.0, 4.0))
+    """Each minute somebody asks the whale six times; meanwhile the minnows are asked all the time."""
+    for start in crowd.spaced(60.0, round(7 * scale)):
+        for turn in range(6):
+            crowd.ask(start + turn * crowd.dice.uniform(3.0, 5.0), "whale", (3.0, 6.0), who="whaler")
+    for at in crowd.spaced(2.7, round(158 * scale)):
+        crowd.ask(at, f"minnow-{crowd.dice.randrange(_MINNOWS):02}", (4.0, 10.0))
 
 
 _MAKERS: Final = {
@@ -160,14 +167,14 @@ _MAKERS: Final = {
         _agents,
     ),
     "crowd": _Maker(
-        "a chat crowd over 20 models of Zipf popularity, room for about five",
-        30_000,
+        "conversations with 20 models of Zipf popularity, room for three",
+        17_000,
         tuple(_model(f"chat-{rank:02}", MB["8b"], slots=4) for rank in range(_CROWD)),
         _chat,
     ),
     "batch": _Maker(
-        "a batch job beside interactive users of two other models, room for two of the three",
-        21_000,
+        "a batch job beside interactive users of two other models, room for one large and one small",
+        16_000,
         (
             _model("bulk", MB["14b"], slots=4, priority=Priority.BATCH),
             _model("chat", MB["8b"], slots=4, priority=Priority.INTERACTIVE),
@@ -178,7 +185,7 @@ _MAKERS: Final = {
     "whale": _Maker(
         "one whale that fills the machine, and twenty minnows that all fit beside each other",
         23_000,
-        (_model("whale", 22_500, slots=2), *(_model(f"minnow-{number:02}", MB["1b"], slots=2) for number in range(20))),
+        (_model("whale", 22_500, slots=2), *(_model(f"minnow-{number:02}", MB["1b"], slots=2) for number in range(_MINNOWS))),
         _whale,
     ),
 }
