@@ -17,7 +17,8 @@ refused (the bound is for the oldest), when the models or the settings are repla
 that lost its instance to a crash, a hang or an unload, or whose request, older than ours, failed and stands in line again, joins A, and
 is counted with all its loads, its check and the drains of what it loaded again. A model that failed while its request waited is excused
 (back-off). So is one beside pinned models that leave it no room (a budget was lowered) or that, with several devices, may stand in the
-only place that is large enough: they never give way. `judged` and `excused` count both, so that the check cannot become empty unseen.
+only place that is large enough: they never give way. So is one beside another model whose file was replaced meanwhile: its place is kept
+while the new file is checked. `judged` and `excused` count both, so that the check cannot become empty unseen.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Bound:
         self._outside = outside
         self._fail = fail
         self._due: dict[ModelId, Due] = {}
+        self._restarted_at = 0.0
         self.judged = 0
         self.excused = 0
         self.used_share = 0.0
@@ -67,6 +69,8 @@ class Bound:
         """After the event, before what the scheduler makes of it: who has become due, whose oldest has changed."""
         outside = self._outside
         changed: list[ModelId] = []
+        if isinstance(event, RESTARTS):
+            self._restarted_at = now
         if self._due:
             restart = isinstance(event, RESTARTS)
             for model, due in list(self._due.items()):
@@ -80,7 +84,7 @@ class Bound:
             if outside.due_at(oldest) > now:
                 break  # they are in order of arrival
             if model not in self._due and outside.is_checked(model):
-                late = max(outside.due_at(oldest), outside.gone_at.get(model, 0.0), outside.checked_at.get(model, 0.0))
+                late = max(outside.due_at(oldest), outside.gone_at.get(model, 0.0), outside.checked_at.get(model, 0.0), self._restarted_at)
                 self._open(model, oldest, now if model in changed else late, demands)
 
     def granted(self, asked: Asked, now: float) -> None:
@@ -120,6 +124,8 @@ class Bound:
     def _is_excused(self, asked: Asked, due: Due) -> bool:
         outside = self._outside
         if outside.failed_at.get(asked.request.model, -math.inf) >= asked.arrived or asked.requeued:
+            return True
+        if any(at >= due.since and model != asked.request.model for model, at in outside.renewed.items()):
             return True
         pinned = [seen for seen in self._recent(due.since) if outside.is_pinned(seen)]
         spec = outside.models.get(asked.request.model)
