@@ -6,7 +6,7 @@ its launch check has passed). From then on it may wait for, and for nothing else
 
     ahead      what stood in its way at D, all at once: loads in progress and their turns, turns in progress, memory on its way back
     each older demand A (frozen at D): its launch check, its drain, its loads (a failed one until its memory is back) and its turn
-    itself     its own drain (the longest of all that went meanwhile and do not stand above) and its own loads
+    itself     its own drain (the longest of all that went meanwhile and do not stand above), launch check and loads
 
 The durations are the actual ones of this run: a drain runs from the moment an instance was closed (or stopped, when it was idle) until its
 memory is back, the longest over the victims of that demand; a turn until its last request was granted or has left, at most
@@ -167,6 +167,9 @@ class Bound:
             loads, turns = self._load_seconds(name, recent, since, now, again=name in hit)
             parts[f"older {name}"] = max(0.0, check) + again + self._drain_seconds(name.__eq__, recent, since, now) + loads + turns
         parts["drain"] = self._drain_seconds(lambda name: name not in counted, recent, since, now)
+        checked_at = outside.checked_at.get(model, since)
+        if checked_at > since:  # it lost its own instance after it was due
+            parts["check"] = checked_at - max(since, min(outside.gone_at.get(model, since), checked_at))
         parts["load"] = self._load_seconds(model, recent, since, now, again=True)[0]
         return parts
 
