@@ -53,7 +53,7 @@ def options(puzzle: Puzzle, model: int, here: tuple[tuple[int, ...], int], now: 
         found.add((resident, begun))
     else:
         found.add(((), begun))
-    for gone, begun_then in [one for one in found if not one[0]]:
+    for _, begun_then in [one for one in found if not one[0]]:
         found.add(((now + puzzle.load[model], now), begun_then))
     return [one for one in found if one[1] == len(line.at) or line.due[one[1]] > now]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-only
-"""One workload under modeld, strict first come first served and the clairvoyant, side by side; rule: figures only, the same for every policy."""
+"""One workload under modeld, first come first served and the clairvoyant, side by side; rule: figures only, the same for every policy."""
 
 from __future__ import annotations
 
@@ -145,7 +145,8 @@ def as_text(comparison: Comparison) -> str:
     ours, fifo, foreseen = comparison.modeld, comparison.fifo, comparison.foreseen
     limits = comparison.workload.limits
     asks = comparison.workload.asks
-    head = f"{len(asks)} requests in {asks[-1].at - asks[0].at:.0f} s, {len(comparison.workload.models)} models, {_budget(comparison.workload)}"
+    models, seconds = len(comparison.workload.models), asks[-1].at - asks[0].at
+    head = f"{len(asks)} requests in {seconds:.0f} s, {models} models, {_budget(comparison.workload)}"
     rows: list[list[str]] = [
         ["", f"modeld ({limits.eviction})", FIFO, "clairvoyant"],
         ["loads", str(ours.loads), str(fifo.loads), "-" if foreseen is None else str(foreseen.loads)],
@@ -165,7 +166,7 @@ def as_text(comparison: Comparison) -> str:
     waits += [_wait_row(rank, one, fifo.by_class[rank]) for rank, one in ours.by_class.items() if len(ours.by_class) > 1]
     waits += [_wait_row(model, one, fifo.by_model[model]) for model, one in ours.by_model.items() if one.requests]
     notes = [] if foreseen is None else [f"clairvoyant: {foreseen.label}"]
-    notes.append(f"wait bound: {comparison.bound_broken and 'BROKEN, ' + comparison.bound_broken or 'kept'}")
+    notes.append(f"wait bound: {'BROKEN, ' + comparison.bound_broken if comparison.bound_broken else 'kept'}")
     parts = [
         f"{comparison.workload.name}: {comparison.workload.note}",
         f"{head}; fairness_wait {limits.fairness_wait_seconds:g} s, min_residency {limits.min_residency_seconds:g} s",
