@@ -38,7 +38,7 @@ install: ## Make .venv and a working .venv/bin/modeld
 	@sh scripts/venv.sh run
 
 ##@ Check
-.PHONY: test lint unit sim e2e-py coverage bench bench-relay chaos dev
+.PHONY: test lint unit sim mutants sim-table e2e-py coverage bench bench-relay bench-core bench-fairness chaos dev
 test: lint unit sim e2e-py coverage ## Everything CI runs: lint, unit, sim, e2e-py and the coverage floor
 
 lint: dev ## ruff, mypy --strict, the import layers and the house rules
@@ -55,6 +55,13 @@ unit: dev $(NEEDS_STARTER) ## All tests below the whole daemon
 sim: dev ## The real scheduler through 1.5 million events and every fault (EVENTS=100000 for fewer)
 	$(BIN)/python -m modeld.simulation.campaign --events $(EVENTS) --workers $(SIM_WORKERS) --out $(REPORTS) $(ARGS)
 
+mutants: dev ## Plant bugs in the scheduler, each must be caught by the simulation; minutes
+	$(BIN)/python -m modeld.simulation.planted --workers $(SIM_WORKERS) $(ARGS)
+
+sim-table: dev ## Swap seconds of the shipped workloads beside strict FIFO and a clairvoyant, and how good expected waits are; minutes
+	$(BIN)/modeld simulate --workload all
+	$(BIN)/python -m modeld.simulation.estimates
+
 e2e-py: dev $(NEEDS_STARTER) ## The real daemon over real sockets with the starter model, one test at a time
 	@mkdir -p $(REPORTS)
 	COVERAGE_FILE=$(REPORTS)/coverage.e2e $(PYTEST) -m e2e --timeout $(E2E_TIMEOUT) --junitxml $(REPORTS)/e2e.xml
@@ -69,6 +76,12 @@ bench: install $(NEEDS_STARTER) ## Measure start, first answers, a switch of mod
 
 bench-relay: install ## CPU per streamed chunk over a bare socket relay, in one run
 	$(BIN)/python bench/hop.py $(ARGS)
+
+bench-core: install ## Microseconds of Scheduler.handle with 200 models and 5,000 requests waiting
+	$(BIN)/python bench/handle.py $(ARGS)
+
+bench-fairness: install $(NEEDS_STARTER) ## Nobody starves, nothing thrashes: real daemon, real models (ARGS="--router LLAMA_SERVER" to compare)
+	$(BIN)/python bench/fairness.py --model '$(MODELD_TEST_STARTER)' $(ARGS)
 
 chaos: install $(NEEDS_STARTER) ## Kill 200 model servers under load and 25 daemons; minutes (ARGS="--kills 20 --daemons 3")
 	$(BIN)/python bench/chaos.py --model '$(MODELD_TEST_STARTER)' $(ARGS)
@@ -99,4 +112,4 @@ clean: ## Remove all that make made, .venv too; models in ~/models stay
 	find src tests scripts -name __pycache__ -type d -exec rm -rf {} +
 
 help: ## This list
-	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

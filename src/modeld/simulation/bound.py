@@ -6,7 +6,7 @@ its launch check has passed). From then on it may wait for, and for nothing else
 
     ahead      what stood in its way at D, all at once: loads in progress and their turns, turns in progress, memory on its way back
     each older demand A (frozen at D): its launch check, its drain, its loads (a failed one until its memory is back) and its turn
-    itself     its own drain (the longest of all that went meanwhile and do not stand above) and its own loads
+    itself     its own drain (the longest of all that went meanwhile and do not stand above), launch check and loads
 
 The durations are the actual ones of this run: a drain runs from the moment an instance was closed (or stopped, when it was idle) until its
 memory is back, the longest over the victims of that demand; a turn until its last request was granted or has left, at most
@@ -17,7 +17,8 @@ refused (the bound is for the oldest), when the models or the settings are repla
 that lost its instance to a crash, a hang or an unload, or whose request, older than ours, failed and stands in line again, joins A, and
 is counted with all its loads, its check and the drains of what it loaded again. A model that failed while its request waited is excused
 (back-off). So is one beside pinned models that leave it no room (a budget was lowered) or that, with several devices, may stand in the
-only place that is large enough: they never give way. `judged` and `excused` count both, so that the check cannot become empty unseen.
+only place that is large enough: they never give way. So is one beside another model whose file was replaced meanwhile: its place is kept
+while the new file is checked. `judged` and `excused` count both, so that the check cannot become empty unseen.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Bound:
         self._outside = outside
         self._fail = fail
         self._due: dict[ModelId, Due] = {}
+        self._restarted_at = 0.0
         self.judged = 0
         self.excused = 0
         self.used_share = 0.0
@@ -67,6 +69,8 @@ class Bound:
         """After the event, before what the scheduler makes of it: who has become due, whose oldest has changed."""
         outside = self._outside
         changed: list[ModelId] = []
+        if isinstance(event, RESTARTS):
+            self._restarted_at = now
         if self._due:
             restart = isinstance(event, RESTARTS)
             for model, due in list(self._due.items()):
@@ -80,7 +84,7 @@ class Bound:
             if outside.due_at(oldest) > now:
                 break  # they are in order of arrival
             if model not in self._due and outside.is_checked(model):
-                late = max(outside.due_at(oldest), outside.gone_at.get(model, 0.0), outside.checked_at.get(model, 0.0))
+                late = max(outside.due_at(oldest), outside.gone_at.get(model, 0.0), outside.checked_at.get(model, 0.0), self._restarted_at)
                 self._open(model, oldest, now if model in changed else late, demands)
 
     def granted(self, asked: Asked, now: float) -> None:
@@ -120,6 +124,8 @@ class Bound:
     def _is_excused(self, asked: Asked, due: Due) -> bool:
         outside = self._outside
         if outside.failed_at.get(asked.request.model, -math.inf) >= asked.arrived or asked.requeued:
+            return True
+        if any(at >= due.since and model != asked.request.model for model, at in outside.renewed.items()):
             return True
         pinned = [seen for seen in self._recent(due.since) if outside.is_pinned(seen)]
         spec = outside.models.get(asked.request.model)
@@ -161,6 +167,9 @@ class Bound:
             loads, turns = self._load_seconds(name, recent, since, now, again=name in hit)
             parts[f"older {name}"] = max(0.0, check) + again + self._drain_seconds(name.__eq__, recent, since, now) + loads + turns
         parts["drain"] = self._drain_seconds(lambda name: name not in counted, recent, since, now)
+        checked_at = outside.checked_at.get(model, since)
+        if checked_at > since:  # it lost its own instance after it was due
+            parts["check"] = checked_at - max(since, min(outside.gone_at.get(model, since), checked_at))
         parts["load"] = self._load_seconds(model, recent, since, now, again=True)[0]
         return parts
 
@@ -189,10 +198,11 @@ class Bound:
             default=0.0,
         )
         for seen in recent:
-            if is_for(seen.victim_of or seen.closed_for):
+            last_for = seen.victim_of or seen.closed_for
+            if is_for(last_for):
                 longest = max(longest, self._going_seconds(seen, since, now))
             for name, at, leases in seen.closings:
-                if is_for(name) and at != seen.closed_at:
+                if is_for(name) and (at, name) != (seen.closed_at, last_for):
                     stop = max((usual.get(other.model, 0.0) for other in recent), default=0.0) + max(0.0, extra)
                     ends = max((min(now, _end_of(asked, at)) for asked in leases), default=at) + stop
                     longest = max(longest, min(now, ends) - max(since, at))

@@ -125,6 +125,8 @@ def campaign(options: argparse.Namespace) -> int:
     _report(total, time.monotonic() - began, options.workers)
     for name, violations in sorted(bad.items()):
         print(f"VIOLATED {name}: {len(violations)} seeds, first: {violations[0]}")
+        if violations[1:]:
+            print("  also seeds " + ", ".join(str(one.seed) for one in violations[1:21]))
     if bad and not options.keep_going:
         _explain(next(iter(bad.values()))[0], options)
     blind = [kind for kind in KINDS if not total.happened[kind]] if total.events >= WHOLE_EVENTS else []

@@ -67,9 +67,8 @@ def main() -> None:
         everything += errors
         if errors:
             quarters = statistics.quantiles(errors, n=4) if len(errors) > 1 else [errors[0]] * 3
-            print(
-                f"{name:<10} waits {len(errors):5}  relative error: median {quarters[1]:.2f}, quartiles {quarters[0]:.2f} to {quarters[2]:.2f}"
-            )
+            low, middle, high = quarters
+            print(f"{name:<10} waits {len(errors):5}  relative error: median {middle:.2f}, quartiles {low:.2f} to {high:.2f}")
     print(f"{'all':<10} waits {len(everything):5}  relative error: median {statistics.median(everything):.2f}")
 
 

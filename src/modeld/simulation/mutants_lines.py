@@ -43,7 +43,7 @@ LINES: Final = (
         "new_ticket",
         "queues.py",
         "        waiting.requeued = True\n",
-        "        waiting.requeued = True\n        self._tickets += 1\n        waiting.ticket = self._tickets\n",
+        "        waiting.requeued = True\n        self.tickets += 1\n        waiting.ticket = self.tickets\n",
         "a request whose instance failed goes to the end of its line",
     ),
     Mutant(
@@ -84,7 +84,7 @@ LINES: Final = (
     Mutant(
         "work_costs_nothing",
         "queues.py",
-        "            self._deficit[principal] = self._deficit.get(principal, 0.0) - waiting.request.work\n",
+        "            self._deficit[principal] = self._deficit.get(principal, 0.0) - waiting.cost\n",
         "            self._deficit[principal] = self._deficit.get(principal, 0.0)\n",
         "what a principal was served is not taken from its share",
     ),
@@ -98,8 +98,8 @@ LINES: Final = (
     Mutant(
         "slot_not_given_on",
         "bookings.py",
-        "            instance.last_used = now\n            self.touched[instance.id] = None\n            if not instance.leases and",
-        "            instance.last_used = now\n            if not instance.leases and",
+        "            self.touched[instance.id] = None\n            if not instance.leases and",
+        "            if not instance.leases and",
         "a slot that becomes free is not given to the next in line",
     ),
     Mutant(
@@ -255,8 +255,8 @@ LINES: Final = (
     Mutant(
         "line_of_a_lost_model",
         "scheduler.py",
-        "                do.refuse_line(model, refusal)\n            else:\n                do.unchecked[model] = None\n        self._refuse",
-        "                pass\n            else:\n                do.unchecked[model] = None\n        self._refuse",
+        "                do.refuse_line(model, refusal)\n            else:",
+        "                pass\n            else:",
         "who waits for a model that was removed waits on",
     ),
     Mutant(
@@ -269,8 +269,8 @@ LINES: Final = (
     Mutant(
         "shutdown_forgets_loads",
         "scheduler.py",
-        '            if instance.state in (State.LOADING, State.READY, State.DRAINING):\n                do.stop(instance, "shutdown", now)',
-        '            if instance.state in (State.READY, State.DRAINING):\n                do.stop(instance, "shutdown", now)',
+        'in (State.LOADING, State.READY, State.DRAINING):\n                do.stop(instance, "shutdown", now)',
+        'in (State.READY, State.DRAINING):\n                do.stop(instance, "shutdown", now)',
         "a load outlives the shutdown",
     ),
     Mutant(

@@ -120,7 +120,7 @@ ROOM: Final = (
     Mutant(
         "taken_back_at_once",
         "planning.py",
-        "            book.gave_way[instance.model] = for_model\n",
+        "            if not instance.is_closed:\n                book.give_way(instance.model, now)\n",
         "",
         "who gave way is older, and takes the memory back before the other has started",
     ),
@@ -163,22 +163,22 @@ ROOM: Final = (
     Mutant(
         "due_order_reversed",
         "planning.py",
-        "for ticket, model, _ in book.demands[:due]:",
-        "for ticket, model, _ in reversed(book.demands[:due]):",
+        "for _, _, model in book.demands[:due]:",
+        "for _, _, model in reversed(book.demands[:due]):",
         "the youngest due demand is served first",
     ),
     Mutant(
         "due_too_early",
         "book.py",
-        "key=lambda demand: demand[2] + wait)",
-        "key=lambda demand: demand[2] + wait / 2)",
+        "return bisect_right(self.demands, now, key",
+        "return bisect_right(self.demands, now + self.limits.fairness_wait_seconds / 2, key",
         "busy instances are closed before anybody is due",
     ),
     Mutant(
         "due_too_late",
         "book.py",
-        "key=lambda demand: demand[2] + wait)",
-        "key=lambda demand: demand[2] + wait * 2)",
+        "return bisect_right(self.demands, now, key",
+        "return bisect_right(self.demands, now - self.limits.fairness_wait_seconds, key",
         "a demand becomes due long after fairness_wait",
     ),
     Mutant(
@@ -198,8 +198,8 @@ ROOM: Final = (
     Mutant(
         "due_keeps_nothing",
         "placement.py",
-        "            pool = _keep(demand, pool, room)\n",
-        "            pass\n",
+        "                pool = _keep(demand, pool, room, reach)\n",
+        "                pass\n",
         "younger demands overtake a due one that needs a whole device",
     ),
     Mutant(
@@ -267,8 +267,8 @@ ROOM: Final = (
     Mutant(
         "unload_race_wedges",
         "bookings.py",
-        "        if book.is_demand(model) or model in book.wishes:\n            self.unchecked[model] = None\n        self.replan = True\n\n    def fail",
-        "        if model in book.wishes:\n            self.unchecked[model] = None\n        self.replan = True\n\n    def fail",
+        "if book.is_demand(model) or model in book.wishes:\n            self.unchecked[model]",
+        "if model in book.wishes:\n            self.unchecked[model]",
         "a request that comes while its model is being unloaded is never taken up again",
         "llama-swap #946",
     ),
@@ -281,10 +281,10 @@ ROOM: Final = (
     ),
     Mutant(
         "stale_check_accepted",
-        "scheduler.py",
-        "        if self._book.checking.get(model) != fingerprint:\n            return  # about",
-        "        if model not in self._book.checking:\n            return  # about",
-        "the answer about a file that was replaced ends the check of the new one",
+        "planning.py",
+        "book.checked.get(model) == book.models[model].fingerprint)",
+        "model in book.checked)",
+        "a check that passed counts for the file that came after it",
     ),
     Mutant(
         "wish_kept",

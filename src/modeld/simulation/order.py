@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from modeld.core.messages import Command, Event, Grant
+from modeld.core.messages import Command, Event, Grant, RequestArrived
 from modeld.core.model import InstanceId, ModelId, Principal
 from modeld.simulation.outside import Outside
 from modeld.simulation.seen import Asked, Seen
@@ -21,17 +21,14 @@ EPSILON = 1e-9
 QUANTUM = 1.0
 """A round of deficit round robin gives each principal so many tokens."""
 
-Queue = dict[object, object]
-
 
 class Shares:
     """What the principals of one class of one line were served since they wait side by side. `queues` are theirs, to see who left."""
 
-    __slots__ = ("blurred", "largest", "queues", "served")
+    __slots__ = ("blurred", "queues", "served")
 
     def __init__(self) -> None:
         self.blurred = False
-        self.largest = 0.0
         self.queues: list[object] = []
         self.served: dict[Principal, float] = {}
 
@@ -47,6 +44,8 @@ class Order:
         self._jumped: dict[ModelId, InstanceId] = {}
         """Where the last grant of a line went to the oldest although a more urgent class waited."""
         self._shares: dict[tuple[ModelId, int], Shares] = {}
+        self._largest: dict[ModelId, float] = {}
+        """The largest request that was ever asked of a model."""
 
     def before(self, event: Event, now: float) -> None:
         """Nothing to remember."""
@@ -54,6 +53,10 @@ class Order:
     def after(self, event: Event, commands: Sequence[Command], now: float) -> None:
         """All grants of the step, in their order."""
         outside = self._outside
+        if type(event) is RequestArrived:
+            self._largest[event.request.model] = max(self._largest.get(event.request.model, 0.0), event.request.work)
+            if not commands:
+                return
         grants = [outside.requests[command.request] for command in commands if type(command) is Grant]
         for index, asked in enumerate(grants):
             model = asked.request.model
@@ -118,20 +121,11 @@ class Order:
         ):
             shares.queues, shares.served = standing, dict.fromkeys(queues, 0.0)  # somebody has come or gone
             return
-        shares.largest = max(shares.largest, *(self._largest(group) for group in standing), asked.request.work)
         if asked.request.principal in shares.served:
-            shares.served[asked.request.principal] += asked.request.work
+            shares.served[asked.request.principal] += 0.0 if asked.requeued else asked.request.work  # it was paid for
             most, least = max(shares.served.values()), min(shares.served.values())
-            if most - least > 2 * shares.largest + QUANTUM + EPSILON:
+            if most - least > 2 * (self._largest.get(key[0], 0.0) + QUANTUM) + EPSILON:
                 self._fail("order", f"principals of class {key[1]} of {key[0]} wait side by side and were served {shares.served}")
-
-    @staticmethod
-    def _largest(group: object) -> float:
-        """The work of the first in that queue."""
-        assert isinstance(group, dict)
-        first = next(iter(group.values()))
-        assert isinstance(first, Asked)
-        return first.request.work
 
     def _rank(self, asked: Asked) -> int:
         own = self._outside.models[asked.request.model].priority.rank

@@ -19,13 +19,11 @@ from modeld.core.messages import (
     Event,
     Grant,
     LeaseFailed,
-    ModelTableReplaced,
     Refuse,
     RequestArrived,
     RevokeLease,
     StartInstance,
     StopInstance,
-    UnloadRequested,
 )
 from modeld.core.model import InstanceId, ModelId, RequestId
 from modeld.errors import DeadlineExceeded, WaitTimeout
@@ -84,7 +82,7 @@ class Times:
             self._command(command, now)
         self._late(now)
         self._unanswered(now)
-        self._draining(event, now)
+        self._draining(now)
         for seen in outside.instances.values():
             self._idle(seen, now)
 
@@ -178,9 +176,8 @@ class Times:
             if asked is not None and asked.place is RUNNING and asked.granted == granted and not asked.revoked:
                 self._fail("times", f"{request} still runs, {now - at:.3f} s after infer_timeout")
 
-    def _draining(self, event: Event, now: float) -> None:
+    def _draining(self, now: float) -> None:
         limits = self._outside.limits
-        ordered = type(event) in (UnloadRequested, ModelTableReplaced)
         for seen in self._outside.instances.values():
             if not seen.draining or seen.state is not READY:
                 self._drains.pop(seen.id, None)
@@ -190,9 +187,7 @@ class Times:
                 if drain is None:
                     after = limits.preempt_after_seconds
                     drain = self._drains[seen.id] = ("preempt_after", math.inf if after is None else seen.closed_at + after)
-            elif drain is None or (ordered and drain[0] == "preempt_after"):
-                drain = self._drains[seen.id] = ("drain_timeout", now + limits.drain_timeout_seconds)
-            elif drain[0] == "preempt_after":
+            elif drain is None or drain[0] == "preempt_after":
                 drain = self._drains[seen.id] = ("drain_timeout", now + limits.drain_timeout_seconds)
             if drain[1] < now - SLACK and not all(asked.revoked for asked in seen.leases.values()):
                 self._fail("times", f"{seen.id} drains, {now - drain[1]:.3f} s after {drain[0]}")
