@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-only
-<<<<<<< HEAD
 """One workload under modeld, strict first come first served and the clairvoyant; rule: the same figures for every policy."""
-=======
-"""One workload under modeld, first come first served and the clairvoyant, side by side; rule: figures only, the same for every policy."""
->>>>>>> main
 
 from __future__ import annotations
 
@@ -153,13 +149,8 @@ def as_text(comparison: Comparison) -> str:
     ours, fifo, foreseen = comparison.modeld, comparison.fifo, comparison.foreseen
     limits = comparison.workload.limits
     asks = comparison.workload.asks
-<<<<<<< HEAD
     span = asks[-1].at - asks[0].at
     head = f"{len(asks)} requests in {span:.0f} s, {len(comparison.workload.models)} models, {_budget(comparison.workload)}"
-=======
-    models, seconds = len(comparison.workload.models), asks[-1].at - asks[0].at
-    head = f"{len(asks)} requests in {seconds:.0f} s, {models} models, {_budget(comparison.workload)}"
->>>>>>> main
     rows: list[list[str]] = [
         ["", f"modeld ({limits.eviction})", FIFO, "clairvoyant"],
         ["loads", str(ours.loads), str(fifo.loads), "-" if foreseen is None else str(foreseen.loads)],
@@ -179,11 +170,7 @@ def as_text(comparison: Comparison) -> str:
     waits += [_wait_row(rank, one, fifo.by_class[rank]) for rank, one in ours.by_class.items() if len(ours.by_class) > 1]
     waits += [_wait_row(model, one, fifo.by_model[model]) for model, one in ours.by_model.items() if one.requests]
     notes = [] if foreseen is None else [f"clairvoyant: {foreseen.label}"]
-<<<<<<< HEAD
     notes.append(f"wait bound: {f'BROKEN, {comparison.bound_broken}' if comparison.bound_broken else 'kept'}")
-=======
-    notes.append(f"wait bound: {'BROKEN, ' + comparison.bound_broken if comparison.bound_broken else 'kept'}")
->>>>>>> main
     parts = [
         f"{comparison.workload.name}: {comparison.workload.note}",
         f"{head}; fairness_wait {limits.fairness_wait_seconds:g} s, min_residency {limits.min_residency_seconds:g} s",

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-only
 """The search behind the clairvoyant; rule: it says whether its answer is proved.
 
-Moving the start of a stay later, or its end later where nobody needs the memory, never breaks a solution (simulation.puzzle). So there is a best solution in which every stay ends only at the start of another one that needs its memory, and starts
+Moving the start of a stay later, or its end later where nobody needs the memory, never breaks a solution (simulation.puzzle). So there is
+a best solution in which every stay ends only at the start of another one that needs its memory, and starts
   F  at the last moment for its first ask (*forced*), or
   V  so late that what waited for it has just ended when it must end (a *visit*): a chain of visits, each taking the memory of the one
      before, ends in a forced start.
