@@ -57,11 +57,11 @@ def foresee(history: History, *, points_max: int = POINTS_MAX, chain_max: int = 
     asked = {one.ask.model for one in begun}
     models = [model for model in workload.models if not model.spec.external and model.id in asked]
     load = {model.id: round(model.load_seconds * MS) for model in models}
-    known = sum(load[stay.model] for stay in history.stays if stay.model in load)
-    answer = solve(_puzzle(workload, models, begun), known=known, points_max=points_max, chain_max=chain_max)
+    loads = [load[stay.model] for stay in history.stays if stay.model in load]
+    answer = solve(_puzzle(workload, models, begun), known=sum(loads), points_max=points_max, chain_max=chain_max)
     assert answer is not None  # what the scheduler did is one
     stays = _stays(models, answer.starts, history.until)
-    return Clairvoyant(answer.cost / MS, len(stays) or history.loads, answer.exact, answer.at_least / MS, stays)
+    return Clairvoyant(answer.cost / MS, len(stays) or len(loads), answer.exact, answer.at_least / MS, stays)
 
 
 def wait_bound(model: SimModel, workload: Workload) -> float:

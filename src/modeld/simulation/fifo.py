@@ -47,6 +47,7 @@ class _Instance:
     ready: bool = False
     stopping: bool = False
     last_used: float = 0.0
+    """Its last grant: whom one waits for stays the one to go."""
     leases: set[RequestId] = field(default_factory=set)
 
 
@@ -69,9 +70,9 @@ class Fifo:
                 self._line.append(request)
             case RequestWithdrawn(gone):
                 self._line = deque(request for request in self._line if request.id != gone)
-                self._release(gone, now)
+                self._release(gone)
             case LeaseReleased(gone) | LeaseFailed(gone):
-                self._release(gone, now)
+                self._release(gone)
             case InstanceReady(instance):
                 self._instances[instance].ready = True
             case InstanceFailed(instance, error):
@@ -150,11 +151,10 @@ class Fifo:
 
     # --- endings ------------------------------------------------------------------------------------------------------
 
-    def _release(self, request: RequestId, now: float) -> None:
+    def _release(self, request: RequestId) -> None:
         instance = self._leases.pop(request, None)
         if instance is not None:
             instance.leases.discard(request)
-            instance.last_used = now
 
     def _failed(self, instance: _Instance, error: ModeldError, out: list[Command]) -> None:
         """A failed load refuses the head that it was for; its memory comes back by itself."""
