@@ -53,8 +53,8 @@ def options(puzzle: Puzzle, model: int, here: tuple[tuple[int, ...], int], now: 
         found.add((resident, begun))
     else:
         found.add(((), begun))
-    for _, begun_then in [one for one in found if not one[0]]:
-        found.add(((now + puzzle.load[model], now), begun_then))
+    for _, met in [one for one in found if not one[0]]:
+        found.add(((now + puzzle.load[model], now), met))
     return [one for one in found if one[1] == len(line.at) or line.due[one[1]] > now]
 
 

@@ -263,9 +263,14 @@ class Bookings:
         instance.stopping_since = now
         self.book.evictions_total += why.startswith(EVICTED)
         self.book.ledger.release(instance.id)
+        self._pin_lost(instance)
+        self.out.append(StopInstance(instance.id, why))
+
+    def _pin_lost(self, instance: Instance) -> None:
+        """It ends: if it was pinned, others may have its place now."""
         if self.book.is_pinned(instance):
             self.book.forget_memory()
-        self.out.append(StopInstance(instance.id, why))
+            self.replan = True
 
     def finish_drain(self, instance: Instance, now: float) -> None:
         """Nothing runs any more: stop. Past its deadline: end what runs."""
@@ -312,6 +317,7 @@ class Bookings:
         if was is State.LOADING:
             instance.stopping_since = now
             self.book.ledger.release(instance.id)
+            self._pin_lost(instance)
             self.fail(instance.model, instance.spec.fingerprint, error, now)
 
     def exited(self, instance: Instance, ending: str, now: float) -> None:
@@ -330,6 +336,7 @@ class Bookings:
         if was is not State.STOPPING:
             instance.stopping_since = now
             self.replan = True
+            self._pin_lost(instance)
         book.ledger.release(instance.id)
 
     def died(self, instance: Instance, error: ModeldError, now: float) -> None:

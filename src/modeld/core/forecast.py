@@ -44,9 +44,11 @@ def forecast(book: Book, model: ModelId, now: float, *, ahead: int) -> Forecast:
     usual = book.pace.request_seconds(model)
     instance = book.by_model.get(model)
     if instance is not None and instance.state is State.READY:
-        return Forecast(max(0.0, instance.suspect_until - now), 0.0, _line_seconds(book, instance, now, ahead, usual))
+        line = _line_seconds(book, instance, now, ahead, usual)
+        return Forecast(max(0.0, instance.suspect_until - now), 0.0, line + _interrupted_seconds(book, model, now, line, 0.0))
     load = book.pace.load_seconds(model, book.need(model).total_mb)
     line = ahead // slots * usual
+    line += _interrupted_seconds(book, model, now, line, book.limits.turn_seconds)
     guessed = not book.pace.knows_load(model) and not spec.external
     if instance is not None and instance.state is State.LOADING:
         return Forecast(0.0, _rest(load, now - instance.started), line, guessed)
@@ -134,14 +136,40 @@ def _ahead_seconds(book: Book, model: ModelId, place: Vector, now: float, until_
         oldest = book.oldest(other)
         if oldest is None or book.due_at(oldest) > now + until_due or not book.places(other):
             break
-        need_mb = book.need(other).total_mb
-        ahead_mb += need_mb
-        usual = book.pace.request_seconds(other)
-        total += book.pace.load_seconds(other, need_mb) + min(usual, book.limits.turn_seconds) + book.pace.stop_seconds()
+        ahead_mb += book.need(other).total_mb
+        total += _visit_seconds(book, other)
     own_mb = sum(place[device] for device in devices)
     if room <= 0 or not total:
         return 0.0
     return total * min(1.0, (ahead_mb + own_mb) / room)
+
+
+def _visit_seconds(book: Book, model: ModelId) -> float:
+    """What a demand takes from its start until its memory is back, when others are due: load, turn, drain and stop."""
+    usual = book.pace.request_seconds(model)
+    rounds = (max(1, book.lines.length(model)) - 1) // book.models[model].options.parallel
+    turn = min(rounds * usual, book.limits.turn_seconds)
+    return book.pace.load_seconds(model, book.need(model).total_mb) + turn + usual + book.pace.stop_seconds()
+
+
+def _interrupted_seconds(book: Book, model: ModelId, now: float, line: float, turn: float) -> float:
+    """What other models take in between, when so long a line cannot be served in one go: it is closed when they are due.
+
+    `turn` is for how long it is safe from them.
+    """
+    rivals = [(due_at, other) for due_at, _, other in book.demands if other != model and book.places(other)]
+    if not rivals or line <= 0:
+        return 0.0
+    safe = max(turn, rivals[0][0] - now)
+    if line <= safe:
+        return 0.0
+    needs = sum(book.need(other).total_mb for _, other in rivals) + book.need(model).total_mb
+    room = sum(limit for device in book.devices if device != HOST and (limit := book.limit_mb(device)) is not None)
+    if not 0 < room < needs:
+        return 0.0
+    rounds = 1 + (line - safe) // max(book.limits.turn_seconds, book.pace.request_seconds(model))
+    between = sum(_visit_seconds(book, other) for _, other in rivals) * min(1.0, needs / room - 1.0)
+    return rounds * (between + book.pace.load_seconds(model, book.need(model).total_mb))
 
 
 def _drain_seconds(book: Book, model: ModelId, short: Vector, now: float, until_due: float) -> float:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-only
-"""Strict first come, first served: what swapping costs without fairness_wait; rule: nobody is granted before all who came earlier.
+"""Strict first come, first served, to compare with; rule: nobody is granted before everybody who came earlier was.
 
 Only the head of the one line is looked at. Its model is loaded if it is not there; the least recently used models go, the busy ones when
 their last request has ended. Slots are honoured, pins too. Nobody is refused for waiting; a model that can never fit is.

@@ -206,6 +206,7 @@ class Watch:
                     closed.append(seen)
             elif seen.draining and seen.state is READY:
                 seen.reopen()
+                self.outside.gave_way.pop(seen.model, None)
             if self._is["books"]:
                 self._agree(view, seen)
         if self._is["books"]:

@@ -96,7 +96,7 @@ class Loads:
     def _started(self, command: StartInstance, now: float) -> None:
         outside, spec = self._outside, command.spec
         model = spec.id
-        if model not in outside.lines and model not in outside.wishes and model not in self._renewed:  # 1
+        if model not in outside.lines and model not in outside.asked_for and model not in self._renewed:  # 1
             self._fail("loads", f"{command.instance} is started, and nobody wants it")
         self._renewed.discard(model)
         if not spec.external and self._checked.get(model) != spec.fingerprint:  # 2

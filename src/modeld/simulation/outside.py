@@ -90,6 +90,8 @@ class Outside:
         """Who came back into line, and when; the last one last."""
         self.shutting_down = False
         self.arrivals = 0
+        self.asked_for: dict[ModelId, None] = {}
+        """Models an operator wanted since they were last ready, also while they served or were closed."""
         self.gave_way: dict[ModelId, float] = {}
         """Arrivals until an instance of the model was last closed, or stopped, for another model."""
         self.stop_seconds: Mapping[ModelId, float] = {}
@@ -319,6 +321,7 @@ class Outside:
         seen.ready_at = now
         self.least_load[seen.model] = min(self.least_load.get(seen.model, math.inf), now - seen.started)
         self.wishes.pop(seen.model, None)
+        self.asked_for.pop(seen.model, None)
         self._mark_turn(seen, now)
         seen.turn_until = now + self.limits.turn_seconds
         if not seen.turn:
@@ -372,12 +375,14 @@ class Outside:
                 seen.turn_ended = None if seen.turn else now
 
     def _load_requested(self, event: LoadRequested, _: float) -> None:
+        self.asked_for[event.model] = None
         seen = self.by_model.get(event.model)
         if seen is None or seen.state is not READY or seen.draining:
             self.wishes[event.model] = event.may_evict
 
     def _unload_requested(self, event: UnloadRequested, _: float) -> None:
         self.wishes.pop(event.model, None)
+        self.asked_for.pop(event.model, None)
 
     def _shutdown(self, _event: ShutdownRequested, _: float) -> None:
         self.shutting_down = True
@@ -431,6 +436,7 @@ class Outside:
         self.checked.pop(spec.id, None)
         if spec.id in self.lines:
             seen.for_ticket = self.rank_of_age(next(iter(self.lines[spec.id].values())), spec.id)
+        self.gave_way.pop(spec.id, None)
 
     def _stop(self, command: StopInstance, now: float) -> None:
         seen = self.instances.get(command.instance)

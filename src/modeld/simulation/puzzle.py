@@ -3,8 +3,8 @@
 
 Each model has a size, the milliseconds of its load, and its asks: times, in order, with the latest time at which each may begin and the
 milliseconds that it runs. A *stay* of a model holds its size from its start to its end and is ready one load after its start. It meets the
-next asks of the model, in their order: each runs from max(its time, ready) and must have ended when the stay ends. All asks are to be
-met. At no moment may the sizes of all stays together exceed the room. Sought are the stays with the least sum of loads.
+next asks of the model, in their order: each runs from max(its time, ready) and must have ended when the stay ends. All asks are to be met.
+At no moment may the sizes of all stays together exceed the room. Sought are the stays with the least sum of loads.
 """
 
 from __future__ import annotations

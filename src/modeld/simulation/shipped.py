@@ -23,7 +23,7 @@ WAIT_MAX_SECONDS: Final = 3600.0
 """Nobody is refused for waiting: the wait is what is measured."""
 REQUESTS_MAX: Final = 200
 
-MB: Final = {"1b": 1100, "3b": 2600, "8b": 5600, "14b": 9800, "32b": 20500}
+MB: Final = {"1b": 1100, "8b": 5600, "14b": 9800, "32b": 20500}
 
 
 def names() -> tuple[str, ...]:
@@ -36,11 +36,11 @@ def summary(name: str) -> str:
 
 
 def shipped(name: str, *, seed: int = 0, scale: float = 1.0) -> Workload:
-    """The workload of that name. `scale` stretches it: 2 = twice the time and about twice the requests. Raises ConfigError for no such name."""
+    """The workload of that name. `scale` 2 = twice the time and twice the requests. Raises ConfigError when there is none of that name."""
     if name not in _MAKERS:
         raise ConfigError(f'there is no workload "{name}"; there are {", ".join(_MAKERS)}')
     maker = _MAKERS[name]
-    dice = random.Random(f"{name}/{seed}")  # noqa: S311 - a workload, not a secret
+    dice = random.Random(f"{name}/{seed}")
     crowd = _Crowd(dice)
     maker.fill(crowd, scale)
     asks = tuple(sorted(crowd.asks, key=lambda ask: (ask.at, ask.request)))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-only
 """The search behind the clairvoyant; rule: it says whether its answer is proved.
 
-Moving the start of a stay later, or its end later where nobody needs the memory, never breaks a solution of the problem (simulation.puzzle).
-So there is a best solution in which every stay ends only at the start of another one that needs its memory, and starts
+Moving the start of a stay later, or its end later where nobody needs the memory, never breaks a solution (simulation.puzzle). So there is
+a best solution in which every stay ends only at the start of another one that needs its memory, and starts
   F  at the last moment for its first ask (*forced*), or
   V  so late that what waited for it has just ended when it must end (a *visit*): a chain of visits, each taking the memory of the one
      before, ends in a forced start.
@@ -28,9 +28,9 @@ from modeld.simulation.rent import Rent, Resident
 
 CHAIN_MAX: Final = 2
 WIDTH_FIRST: Final = 100
-POINTS_MAX: Final = 800
+POINTS_MAX: Final = 400
 """Points alive at one moment. More take memory and time; fewer make the answer a heuristic one sooner."""
-POINTS_ALL: Final = 5_000
+POINTS_ALL: Final = 13_000
 """Points looked at in one pass; then it gives up."""
 SUBSETS_MAX: Final = 400
 """Victim sets looked at for one start; cut off beyond, which is then no proof."""
@@ -61,7 +61,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A partial solution up to its last start, `at`. `out[m]` is the index of the first ask of `m` that no stay meets, IN while it is resident."""
+    """A partial solution up to its last start, `at`. `out[m]`: the first ask of `m` that no stay meets; IN while `m` is resident."""
 
     at: int
     residents: tuple[Resident, ...]
@@ -99,12 +99,28 @@ def solve(puzzle: Puzzle, *, known: int | None = None, points_max: int = POINTS_
             if not learned:
                 rent.learn(best.cost)
                 learned = True
-        if best is not None and chains < chain_max:  # proved among fewer visits only
-            best = replace(best, at_least=0, exact=False)
-    if best is None or best.exact:
-        return best
-    at_least = max(best.at_least, _Search(puzzle, 0, 0, rent, None).whole(rent.bound()))
-    return replace(best, at_least=at_least, exact=at_least >= best.cost)
+        if best is not None and not best.exact:
+            break  # longer chains make more points, and these were too many
+        if best is not None and chains < chain_max:  # so far it is proved among fewer visits only
+            best = _proved(replace(best, at_least=0, exact=False), puzzle, rent)
+            if best.exact:
+                break
+    return None if best is None else _proved(best, puzzle, rent)
+
+
+def _proved(best: Answer, puzzle: Puzzle, rent: Rent) -> Answer:
+    """With the bound that holds for chains of any length."""
+    at_least = max(best.at_least, _whole(puzzle, rent.bound()))
+    return replace(best, at_least=at_least, exact=best.exact or at_least >= best.cost)
+
+
+def _whole(puzzle: Puzzle, bound: float) -> int:
+    """The smallest cost that is not below the bound: all costs are multiples of the grain."""
+    return math.ceil((bound - ROUNDING) / _grain(puzzle)) * _grain(puzzle)
+
+
+def _grain(puzzle: Puzzle) -> int:
+    return max(1, math.gcd(*puzzle.load))
 
 
 @dataclass(slots=True)
@@ -148,26 +164,17 @@ class _Search:
                 self._thin()
         return self._answer(best)
 
-    @property
-    def grain(self) -> int:
-        """All costs are multiples of it."""
-        return max(1, math.gcd(*self.puzzle.load))
-
-    def whole(self, bound: float) -> int:
-        """The smallest possible cost that is not below the bound."""
-        return math.ceil((bound - ROUNDING) / self.grain) * self.grain
-
     def _limit(self, cost: int | None) -> None:
         """Only better answers are of use from now on: by a grain at least, since all costs are sums of loads."""
         if cost is not None:
-            self.ceiling = cost - self.grain + ROUNDING
+            self.ceiling = cost - _grain(self.puzzle) + ROUNDING
 
     def _answer(self, best: Point | None) -> Answer | None:
         if best is None and self.known is None:
             return None
         cost = self.known.cost if best is None and self.known is not None else best.cost if best is not None else 0
         starts = self.known.starts if best is None and self.known is not None else best.starts() if best is not None else ()
-        at_least = cost if self.dropped > cost - self.grain + ROUNDING else self.whole(self.dropped)
+        at_least = cost if self.dropped > cost - _grain(self.puzzle) + ROUNDING else _whole(self.puzzle, self.dropped)
         at_least = max(at_least, 0 if self.known is None else self.known.at_least)
         return Answer(cost, at_least, at_least >= cost, starts, self.points)
 
@@ -188,9 +195,41 @@ class _Search:
         return Point(at, residents, out, cost, cost + self.rent.rest(at, residents, out), start, before)
 
     def _push(self, point: Point) -> None:
-        if point.at_least <= self.ceiling:
+        if point.at_least <= self.ceiling and not self._is_doomed(point):
             self._serial += 1
             heapq.heappush(self._heap, (point.at, self._serial, point))
+
+    def _is_doomed(self, point: Point) -> bool:
+        """Somebody absent can no longer be started in time: too much is held until then by those who have met nothing yet, or will be by
+        the next forced start, before which there is no time left for a visit."""
+        puzzle = self.puzzle
+        due = self._due(point)
+        if puzzle.room is None or not due:
+            return False
+        held = [(puzzle.need[one[0]], end) for one in point.residents if (end := self._first_end(one, point.at)) > point.at]
+        start, forced = min((at, model) for model, at in due.items())
+        line = puzzle.lines[forced]
+        first = point.out[forced]
+        earliest = max(point.at + puzzle.load[forced], line.at[first]) + line.runs[first]  # if it were visited at once
+        for model, latest in due.items():
+            free = puzzle.room - puzzle.need[model]
+            if sum(need for need, end in held if end > latest) > free:
+                return True
+            if model != forced and latest < earliest and puzzle.need[forced] > free:
+                index = point.out[model]
+                if max(point.at + puzzle.load[model], puzzle.lines[model].at[index]) + puzzle.lines[model].runs[index] > start:
+                    return True
+        return False
+
+    def _first_end(self, one: Resident, now: int) -> int:
+        """When a resident may end at the earliest: its first ask has ended then."""
+        model, ready, first, end = one
+        line = self.puzzle.lines[model]
+        if end:
+            return end
+        if first >= len(line.at) or line.unmet(first, ready, now) > first:
+            return now
+        return max(line.at[first], ready) + line.runs[first]
 
     def _is_needless(self, point: Point) -> bool:
         """An earlier point cost no more, has the same residents, at least as far on, and left no ask unmet that is met here."""
