@@ -75,3 +75,11 @@ def test_a_pin_that_takes_the_only_place_of_another_model_tells_who_waits_for_it
     play = loaded(Play(specs, budget_mb={one: 100, two: 50}), "x")
     play.at(1, arrive("x1", "x"), arrive("g1", "big")).gives("grant x1 1/x")
     play.at(2, LoadRequested(ModelId("pin"))).gives("start 2/pin", "refuse g1 cannot_ever_fit")
+
+
+def test_a_ttl_is_not_lost_when_the_line_empties_while_an_instance_is_in_doubt():
+    play = loaded(Play([spec("a", 100, ttl_seconds=3.0)]), "a")
+    play.at(1, arrive("r1", "a"), arrive("r2", "a")).gives("grant r1 1/a")
+    play.at(2, LeaseFailed(r("r1"), before_first_byte=True)).gives()
+    play.at(2.1, RequestWithdrawn(r("r1")), RequestWithdrawn(r("r2"))).gives()
+    play.at(5, Wakeup()).gives("stop 1/a ttl")

@@ -166,9 +166,10 @@ class Bookings:
             instance.last_used = now
             self._silence(instance, lease, moved_at, now)
             self.touched[instance.id] = None
-            if not instance.leases and book.lines.of(instance.model) is None:
-                self.replan = True  # it is idle now
+            if not instance.leases:
                 book.alarm(instance.idle_until, Alarm.IDLE, instance.id)
+                if book.lines.of(instance.model) is None:
+                    self.replan = True  # it is idle now
         return lease
 
     def _silence(self, instance: Instance, lease: LeaseBook, moved_at: float | None, now: float) -> None:
