@@ -17,9 +17,9 @@ from modeld.core.messages import (
     Wakeup,
 )
 from modeld.core.model import InstanceId, ModelId, RequestId
-from modeld.errors import LoadFailed
+from modeld.errors import LoadFailed, UnknownModel
 from modeld.simulation.seen import Violation
-from simulation.tale import Tale, check, grant, spec
+from simulation.tale import Tale, check, evict, grant, spec
 
 A, B = spec("a"), spec("b", 200)
 LOADS = frozenset({"loads"})
@@ -44,6 +44,21 @@ def test_a_start_for_nobody() -> None:
     assert not breaks(lambda: tale.checked(1, "a", tale.start("a")))
     tale = Tale(A, checks=LOADS).at(0, LoadRequested(ModelId("a")), check(A)).at(1, UnloadRequested(ModelId("a")))
     assert breaks(lambda: tale.checked(1, "a", tale.start("a")))
+
+
+def test_a_wish_for_what_gives_way_just_now() -> None:
+    tale = Tale(spec("a", 200), B, checks=LOADS).serving("a", "r1").arrive(0, "r2", "b", check(B)).checked(0, "b")
+    tale.mirror.closed = {"1/a": "b"}
+    tale.at(5, Wakeup()).at(6, LoadRequested(ModelId("a"))).released(7, "r1", evict("1/a", "b")).exited(7, "1/a")
+    tale.freed(7, "1/a", tale.start("b", 2), check(tale.models[ModelId("a")])).checked(7, "a")
+    tale.ready(8, "2/b", grant("r2", "2/b")).released(9, "r2", evict("2/b", "a")).exited(9, "2/b")
+    assert not breaks(lambda: tale.freed(9, "2/b", tale.start("a", 3)))
+
+
+def test_a_check_of_a_model_that_was_away_meanwhile() -> None:
+    tale = Tale(A, checks=LOADS).arrive(0, "r1", "a", check(A)).at(1, ModelTableReplaced({}), Refuse(R1, UnknownModel("gone")))
+    tale.checked(2, "a").at(3, ModelTableReplaced({A.id: A}))
+    assert not breaks(lambda: tale.arrive(4, "r2", "a", tale.start("a")))
 
 
 def test_a_start_without_its_check() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from dataclasses import replace
 
@@ -28,6 +29,12 @@ def test_every_planted_bug_applies(mutant: Mutant) -> None:
 def test_there_are_enough_and_each_has_its_own_name() -> None:
     assert len(BY_NAME) == len(MUTANTS) >= 32
     assert {mutant.peer for mutant in MUTANTS} >= set(PEERS)
+
+
+def test_the_page_names_all_of_them() -> None:
+    text = (CORE.parents[2] / "docs" / "simulation.md").read_text(encoding="utf-8")
+    rows = [(name, means) for name, means in re.findall(r"^\| (\w+) \| (.+?)(?: \([\w.-]+ #\d+\))? \| \w+ \|$", text, re.MULTILINE)]
+    assert rows == [(mutant.name, mutant.means) for mutant in MUTANTS]
 
 
 def test_some_are_caught_at_once(capsys: pytest.CaptureFixture[str]) -> None:

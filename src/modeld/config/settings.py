@@ -288,7 +288,7 @@ class Settings:
     log_level: LogLevel = setting(v.choice(LogLevel), "info", LOGS, "least severe message that is logged")
     log_format: LogFormat = setting(v.choice(LogFormat), "console", LOGS, "for people (console) or machines (json)")
     trace_file: Path | None = setting(
-        v.or_none(v.PATH, "none"), "none", LOGS, "append each request and load to this file, for modeld simulate"
+        v.or_none(v.PATH, "none"), "none", LOGS, "append each request and load to this file, for `modeld simulate`"
     )
 
     cors_enabled: bool = setting(v.BOOLEAN, False, BROWSER, "answer cross-origin requests of the origins below")

@@ -40,9 +40,10 @@ RESTARTS = (ModelTableReplaced, SettingsReplaced, LoadRequested, UnloadRequested
 class Due:
     """A demand that is due: since when, its oldest request, what stood in its way then, and the older demands."""
 
-    __slots__ = ("ahead", "older", "oldest", "since", "unchecked")
+    __slots__ = ("ahead", "older", "oldest", "rank", "since", "unchecked")
 
-    def __init__(self, since: float, oldest: Asked, ahead: list[Seen], older: list[ModelId], unchecked: list[ModelId]) -> None:
+    def __init__(self, since: float, oldest: Asked, ahead: list[Seen], older: list[ModelId], unchecked: list[ModelId], rank: float) -> None:
+        self.rank = rank
         self.since = since
         self.oldest = oldest
         self.ahead = ahead
@@ -119,7 +120,7 @@ class Bound:
             for seen in outside.instances.values()
             if seen.state is not READY or outside.may_be_in_turn(seen, since) or (seen.draining and not seen.closed_for)
         ]
-        self._due[model] = Due(since, oldest, ahead, older, [name for name in older if not outside.is_checked(name)])
+        self._due[model] = Due(since, oldest, ahead, older, [name for name in older if not outside.is_checked(name)], mine)
 
     def _is_excused(self, asked: Asked, due: Due) -> bool:
         outside = self._outside
@@ -148,7 +149,7 @@ class Bound:
         since, outside = due.since, self._outside
         recent = self._recent(since)
         parts = {"ahead": max((self._out_of_the_way(seen, now) - since for seen in due.ahead), default=0.0)}
-        ticket, rank = due.oldest.ticket, outside.rank_of_age(due.oldest, model)
+        ticket, rank = due.oldest.ticket, due.rank
         lost = {seen.model for seen in recent if seen.gone_at < now and not seen.victim_of and seen.model != model}
         hit = {seen.model for seen in recent if seen.model in lost and seen.started >= since and seen.for_ticket <= rank}
         hit |= {name for at, name, other in outside.rejections if name in lost and at > since and other <= rank}

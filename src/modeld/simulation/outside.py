@@ -301,7 +301,7 @@ class Outside:
     def _launch_checked(self, event: LaunchChecked, now: float) -> None:
         self.checking.pop(event.model, None)
         spec = self.models.get(event.model)
-        if spec is not None and spec.fingerprint == event.fingerprint:
+        if spec is None or spec.fingerprint == event.fingerprint:  # a model that was removed may come back as it was
             self.checked[event.model] = event.fingerprint
             self.checked_at[event.model] = now
 
@@ -377,7 +377,7 @@ class Outside:
     def _load_requested(self, event: LoadRequested, _: float) -> None:
         self.asked_for[event.model] = None
         seen = self.by_model.get(event.model)
-        if seen is None or seen.state is not READY:
+        if seen is None or seen.state is not READY or seen.draining:
             self.wishes[event.model] = event.may_evict
 
     def _unload_requested(self, event: UnloadRequested, _: float) -> None:

@@ -35,7 +35,7 @@ from modeld.simulation.mutants_room import ROOM
 MUTANTS: Final = (*ROOM, *LINES)
 CORE: Final = Path(__file__).resolve().parent.parent / "core"
 FIRST_SEEDS: Final = 16
-RARE: Final = (33, 40, 51, 54, 111, 122, 137, 198, 758)
+RARE: Final = (33, 40, 51, 54, 67, 111, 122, 137, 198, 758, 1231, 1455)
 """Seeds in which something rare happens: tried early. In any other order the same is found, later."""
 SEEDS: Final = 1000
 SEED_SECONDS: Final = 60
@@ -168,8 +168,8 @@ def run(mutants: Sequence[Mutant], workers: int, seeds_max: int = SEEDS) -> Iter
 
 def rounds(seeds_max: int) -> list[list[int]]:
     """The seeds that are tried first, by all; then the others, by those that are left."""
-    seeds = dict.fromkeys([*range(min(FIRST_SEEDS, seeds_max)), *(seed for seed in RARE if seed < seeds_max), *range(seeds_max)])
-    order = list(seeds)
+    rare = RARE if seeds_max > FIRST_SEEDS else ()
+    order = list(dict.fromkeys([*range(min(FIRST_SEEDS, seeds_max)), *rare, *range(seeds_max)]))
     first, second = FIRST_SEEDS + len(RARE), 5 * FIRST_SEEDS
     return [order[:first], order[first:second], order[second:]]
 
