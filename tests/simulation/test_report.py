@@ -75,7 +75,8 @@ def test_text_and_data_say_the_same():
     assert data["clairvoyant"] == {"loads": 7, "swap_seconds": 300.0, "exact": True, "at_least_seconds": 1.0}
     assert "clairvoyant: exact" in text and "wait bound: kept" in text
     for name in ("left", "right"):
-        assert f"{data['modeld']['wait_seconds_by_model'][name]['max']:.1f}" in next(row for row in text.splitlines() if row.startswith(name))
+        longest = data["modeld"]["wait_seconds_by_model"][name]["max"]
+        assert f"{longest:.1f}" in next(row for row in text.splitlines() if row.startswith(name))
     assert data["bound_broken"] is None
 
 
@@ -95,7 +96,8 @@ def test_an_answer_that_is_not_proved_is_a_span_and_no_verdict():
     assert [line.split("  ")[0] for line in lines] == ["rotation"] * 5
     spans = ["1.00 ", "2.00 ", "1.00 to 2.00 ", "2.00 to 4.00 ", "1.00 to inf "]
     assert [span in line for span, line in zip(spans, lines, strict=True)] == [True] * 5
-    assert [line.split(str(Limits().eviction))[1].split()[3 if i < 2 else 5] for i, line in enumerate(lines)] == ["yes", "NO", "?", "NO", "?"]
+    cells = [line.split(str(Limits().eviction))[1].split() for line in lines]
+    assert [cell[3 if number < 2 else 5] for number, cell in enumerate(cells)] == ["yes", "NO", "?", "NO", "?"]
     assert "heuristic: best found, at least 0.0 s" in lines[4]
 
 

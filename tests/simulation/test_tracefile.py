@@ -50,7 +50,12 @@ def write(tmp_path: Path):
 def test_what_is_read(write):
     limits = {"line": "limits", "at": 0, "limits": {"budget_mb": {"local/all": 2500}, "fairness_wait_seconds": 4}}
     later = {"line": "limits", "at": 9, "limits": {"budget_mb": {"local/all": 1}}}
-    asks = (request(5, "b", **{"class": "batch"}), request(2, "a", timeout_seconds=7), request(6, "gone"))
+    asks = (
+        request(5, "b", **{"class": "batch"}),
+        request(2, "a", timeout_seconds=7),
+        request(6, "gone"),
+        request(7, "a", outcome="model_unavailable"),
+    )
     one = read_trace(write(HEAD, limits, A, B, later, *asks))
     assert one.name == "x.trace"
     assert (one.limits.budget_mb, one.limits.fairness_wait_seconds) == ({LOCAL: 2500}, 4)
@@ -59,7 +64,7 @@ def test_what_is_read(write):
     ]  # fmt: skip
     second = one.models[1].spec
     assert (second.id, second.vram_mb, second.options.parallel, second.priority, second.pinned) == ("b", 2000, 4, Priority.BATCH, True)
-    assert one.note == "recorded: 2 requests, 2 models; 1 for models that the trace does not name are left out"
+    assert one.note == "recorded: 2 requests, 2 models; 2 that no policy could have served are left out"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +110,7 @@ def test_runs_of_the_daemon_follow_each_other(write):
     ("lines", "said"),
     [
         ((HEAD,), "x.trace: names no model"),
-        ((HEAD, A), "x.trace: holds no request for a model that it names"),
+        ((HEAD, A), "x.trace: holds no request that could have been served"),
         (
             (HEAD, A, {"line": "limits", "at": 0, "limits": {"margin_mb": "x"}}),
             r"x\.trace:3: Expected `int`, got `str` - at `\$\.margin_mb`",

@@ -7,7 +7,7 @@
 * A load takes the median of the model's own successful loads; one that was never loaded has the median seconds per MiB of all
   others; without any load LOAD_START_SECONDS plus its size at LOAD_MB_PER_SECOND.
 * A request that never ran takes the median of its model, else of the trace, else SERVICE_SECONDS. One whose client left while it waited
-  leaves after as long. One whose model is not in the trace is left out.
+  leaves after as long. One that no policy could have served (HOPELESS, or a model that the trace does not name) is left out.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from typing import Final
 import msgspec
 
 from modeld.core.model import LaunchOptions, Limits, ModelId, ModelSpec, Principal, RequestId
-from modeld.errors import ConfigError
+from modeld.errors import BadRequest, ConfigError, Draining, EngineMissing, ModelUnavailable, UnknownModel
 from modeld.runtime.trace import LEFT, READY, Header, LimitsLine, Line, LoadLine, ModelLine, RequestLine, limits_of, read
 from modeld.simulation.workload import Ask, SimModel, Workload
 
 LOAD_START_SECONDS: Final = 1.2
 LOAD_MB_PER_SECOND: Final = 1500.0
 SERVICE_SECONDS: Final = 5.0
+HOPELESS: Final = frozenset(error.kind for error in (BadRequest, UnknownModel, ModelUnavailable, EngineMissing, Draining))
 
 
 def read_trace(path: Path) -> Workload:
@@ -41,9 +42,9 @@ def read_trace(path: Path) -> Workload:
     if not found.models:
         raise ConfigError(f"{path}: names no model")
     models = tuple(SimModel(_spec(line), found.load_seconds(line)) for line in found.models.values())
-    known = [(at, line) for at, line in found.requests if line.model in found.models]
+    known = [(at, line) for at, line in found.requests if found.is_of_use(line)]
     if not known:
-        raise ConfigError(f"{path}: holds no request for a model that it names")
+        raise ConfigError(f"{path}: holds no request that could have been served")
     asks = tuple(found.ask(number, at, line) for number, (at, line) in enumerate(sorted(known, key=lambda one: (one[0], one[1].id))))
     return Workload(path.name, models, asks, found.limits or Limits(), found.note(len(known)))
 
@@ -79,6 +80,9 @@ class _Found:
                 self.seen = max(self.seen, self.base + line.at + line.seconds)
         self.seen = max(self.seen, self.base + line.at)
 
+    def is_of_use(self, line: RequestLine) -> bool:
+        return line.model in self.models and line.outcome not in HOPELESS
+
     def load_seconds(self, line: ModelLine) -> float:
         if own := self.loads.get(line.id):
             return median(own)
@@ -112,11 +116,11 @@ class _Found:
         return median(seconds for seconds in every if seconds is not None) if every else SERVICE_SECONDS
 
     def note(self, taken: int) -> str:
-        guessed = sum(line.service_seconds is None for _, line in self.requests if line.model in self.models)
-        unknown = len(self.requests) - taken
+        guessed = sum(line.service_seconds is None for _, line in self.requests if self.is_of_use(line))
+        hopeless = len(self.requests) - taken
         parts = [f"recorded: {taken} requests, {len(self.models)} models"]
         parts += [f"{guessed} never ran, their length is a guess"] if guessed else []
-        parts += [f"{unknown} for models that the trace does not name are left out"] if unknown else []
+        parts += [f"{hopeless} that no policy could have served are left out"] if hopeless else []
         return "; ".join(parts)
 
 
