@@ -98,8 +98,8 @@ LINES: Final = (
     Mutant(
         "slot_not_given_on",
         "bookings.py",
-        "            self.touched[instance.id] = None\n            if not instance.leases and",
-        "            if not instance.leases and",
+        "            self.touched[instance.id] = None\n            if not instance.leases:\n                book.alarm",
+        "            if not instance.leases:\n                book.alarm",
         "a slot that becomes free is not given to the next in line",
     ),
     Mutant(
