@@ -29,4 +29,4 @@ def test_the_oldest_steps_make_room() -> None:
     for at in range(3):
         journal.record(at, LeaseReleased(RequestId(f"r{at}")), [GRANT])
     assert len(journal) == 2
-    assert journal.lines()[0] == "1.000 LeaseReleased(request='r1', tokens=0) -> Grant(request='r1', instance='1/a')"
+    assert journal.lines()[0] == "1.000 LeaseReleased(request='r1', tokens=0, moved_at=None) -> Grant(request='r1', instance='1/a')"
