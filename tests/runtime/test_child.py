@@ -395,7 +395,8 @@ def test_an_end_that_somebody_else_reaped_is_told_too(run: Run) -> None:
     """An ignored SIGCHLD, which a careless parent leaves to us, makes the kernel reap: the code is lost, the end is not."""
 
     async def story() -> None:
-        async with Talk("import sys; sys.exit(7)") as talk:
+        # It lives for a moment: one that is reaped before its spawn has returned cannot be held at all.
+        async with Talk("import sys, time; time.sleep(0.5); sys.exit(7)") as talk:
             assert await talk.ends() == EXIT_CODE_UNKNOWN
             assert "the exit code is lost" in talk.child.log_tail()[-1]
 
