@@ -223,6 +223,10 @@ async def test_a_child_that_is_halted_is_killed_when_its_time_to_end_is_over(sta
     served = await stage.start(prompt_seconds=3600)
     assert served.pid is not None
     os.kill(served.pid, signal.SIGSTOP)
+    stat = Path(f"/proc/{served.pid}/stat")
+    async with asyncio.timeout(10):
+        while stat.read_text().rpartition(")")[2].split()[0] != "T":  # noqa: ASYNC110 - no event tells that a signal took effect
+            await asyncio.sleep(0.005)
     stage.supervisor.stop(ONE, "stuck")
     with pytest.raises(Died):
         await served.generate("POST", "/completion", [], b'{"prompt": "a", "n_predict": 3, "stream": true}')
