@@ -47,7 +47,7 @@ def test_the_verb_tells_of_a_model(daemon: Daemon):
     for name in ("a.gguf", "a", "A"):
         done = why(daemon, name)
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith("a.gguf: ")
+        assert done.stdout.startswith("a.gguf is ready")
     assert set(json.loads(why(daemon, "a", "--json").stdout)) == {"why", "waiting"}
     assert why(daemon).returncode == 0
 
