@@ -218,10 +218,10 @@ class Book:
         oldest = None if model in self.by_model else self.oldest(model)
         if oldest is None:
             return None
-        due_at, behind = self.due_at(oldest), self.gave_way.get(model)
-        if behind is not None and behind[0] >= due_at:
+        place, behind = (self.due_at(oldest), oldest.ticket), self.gave_way.get(model)
+        if behind is not None and behind > place:
             return (*behind, model)
-        return due_at, oldest.ticket, model
+        return (*place, model)
 
     def give_way(self, model: ModelId, now: float) -> None:
         """The memory of `model` is taken for a due one: it stands behind all that are due now."""
