@@ -56,6 +56,7 @@ class Crowd:
 
 def test_a_steady_stream_to_one_model_does_not_starve_another(tmp_path: Path, models: Path):
     """Six clients keep four slots of a busy without a pause; b gets in because it is due, and a loses nothing."""
+    (models / "a.gguf.script.json").write_text(json.dumps({"prompt_seconds": 0.3}))
     with running(tmp_path, models, *ONE_MODEL, *PATIENT, *SCRIPTED, "--fairness-wait", "500ms") as one:
         with Crowd(one, "a.gguf", 6) as crowd:
             eventually(lambda: len(crowd.statuses) > 10, "a is busy")
