@@ -351,6 +351,9 @@ T = TypeVar("T")
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)
 _encoder = msgspec.json.Encoder()
+_TYPES = re.compile(r"`(\w+)`")
+_WORDS = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "object": "an object", "array": "a list"}
+"""msgspec's words for types, in ours."""
 
 
 def encode(value: Any) -> bytes:
@@ -365,7 +368,7 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     except msgspec.ValidationError as error:
         match = _AT.match(str(error))
         what, field = (match["what"], match["field"]) if match else (str(error), None)
-        what = what.replace(" | null", "")
+        what = _TYPES.sub(lambda found: _WORDS.get(found[1], found[0]), what.replace(" | null", ""))
         raise BadRequest(f"{field}: {what}" if field else what) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         what = "it is not valid UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
