@@ -33,7 +33,7 @@ def test_a_cold_model_keeps_its_client(tmp_path: Path, starter: Path, path: str,
         assert set(before.split(b"\n\n")) == {b": waiting for the model", b""}
         assert b": waiting" not in after
         assert last is None or after.endswith(last)
-        assert one.metric('modeld_http_requests_total{method="POST",path="%s",status="200"}' % path) == 1
+        assert one.metric(f'modeld_http_requests_total{{method="POST",path="{path}",status="200"}}') == 1
 
 
 def test_a_load_that_fails_is_told_in_the_stream(tmp_path: Path) -> None:
