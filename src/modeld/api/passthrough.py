@@ -18,6 +18,7 @@ from modeld.api.ndjson import INCOMPLETE, is_showable, upstream_message
 from modeld.api.relay import REFUSAL_BYTES_MAX, Answer, Relay, refusal
 from modeld.api.route import EVENT_STREAM, JSON, Call, Handler, Header, Reply, Route, Scope
 from modeld.api.schemas import EngineBody, decode, encode
+from modeld.api.tasks import Task, check_task
 from modeld.api.terms import PARAMETERS, terms_of, token_limit
 from modeld.api.usage import read_usage
 from modeld.core.model import ModelSpec
@@ -56,10 +57,12 @@ class Passthrough:
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
 
-    async def json(self, call: Call, path: str, dialect: Dialect, *, generates: bool = True) -> Reply | None:
-        """Relay `POST path` with the call's JSON body. `generates` is false where no tokens are made (a tokenizer, an embedding)."""
+    async def json(self, call: Call, path: str, dialect: Dialect, task: Task) -> Reply | None:
+        """Relay `POST path` with the call's JSON body. Raises BadRequest for a model that is not for the task."""
+        generates = task is Task.WRITE
         name, streams, asked = _read(call.body)
         spec = await self._relay.resolve(call, name or call.asked_of("model"))
+        check_task(spec, task)
         call.terms = terms_of(call, spec, asked=asked if generates else 0, streams=streams and generates)
         return await self._relay.serve(call, spec.id, path, Passed(call, dialect, streams=streams and generates))
 
@@ -69,11 +72,11 @@ class Passthrough:
         return await self._relay.serve(call, spec.id, path, Passed(call, dialect), method=call.method, headers=headers)
 
 
-def relayed_route(passthrough: Passthrough, path: str, what: str, dialect: Dialect, *, generates: bool, to: str | None = None) -> Route:
+def relayed_route(passthrough: Passthrough, path: str, what: str, dialect: Dialect, task: Task, to: str | None = None) -> Route:
     """A POST route whose JSON body goes to the model server's own `to` (by default the same path)."""
 
     async def handle(call: Call) -> Reply | None:
-        return await passthrough.json(call, to or path, dialect, generates=generates)
+        return await passthrough.json(call, to or path, dialect, task)
 
     handler: Handler = handle
     return Route(

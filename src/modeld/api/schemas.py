@@ -314,6 +314,9 @@ class ModelMeta(Struct):
 
     n_ctx        tokens over all slots, as it is or would be loaded; n_ctx_train what it was trained for, 0 = unknown
     slots        requests it serves at the same time
+    kind         generate (writes text), embed or rerank
+    modalities   text, image, audio: what it takes
+    parameters   how many it has, 0 = unknown
     state        of its instance: loading, ready, draining, stopping, failed, or "unloaded"
     footprint_mb what it holds, or would take, MiB
     """
@@ -321,7 +324,9 @@ class ModelMeta(Struct):
     n_ctx: int
     n_ctx_train: int
     slots: int
+    kind: str
     modalities: list[str]
+    parameters: int
     state: str
     footprint_mb: int
     quant: str
