@@ -44,9 +44,12 @@ def tool_model(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, starter: Path, tool_model: Path) -> Iterator[Daemon]:
-    """What the tests of clients speak to: the model a, and the model tools, which can be made to call a function. Bodies up to 512 KiB."""
+    """What the tests of clients speak to: the model a, and the model tools, which can be made to call a function. Bodies up to 512 KiB.
+
+    One thread computes: of several, each waits for all at every layer, which on a busy machine takes many times as long.
+    """
     home = tmp_path_factory.mktemp("home")
     models = link_models(home / "models", starter, "a.gguf")
     link_models(models, tool_model, "tools.gguf")
-    with running(home, models, "--max-api-body-bytes", "512KiB", "--max-body-bytes", "512KiB") as one:
+    with running(home, models, "--llama-threads", "1", "--max-api-body-bytes", "512KiB", "--max-body-bytes", "512KiB") as one:
         yield one
