@@ -10,7 +10,6 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -44,8 +43,8 @@ def test_models_are_listed_and_each_can_be_looked_up(client: OpenAI):
 
 
 def test_a_model_that_is_not_there_is_not_found(client: OpenAI):
-    with pytest.raises(openai.NotFoundError, match=r"did you mean \"a\.gguf\"") as caught:
-        client.models.retrieve("a.guff")
+    with pytest.raises(openai.NotFoundError, match=r"did you mean \"tools\.gguf\"") as caught:
+        client.models.retrieve("tool")
     assert caught.value.code == "unknown_model"
 
 
@@ -201,6 +200,53 @@ def test_several_texts_are_continued_together(client: OpenAI):
     assert [one.index for one in made.choices] == [0, 1]
 
 
+# --- responses --------------------------------------------------------------------------------------------------------
+
+
+def test_a_response_and_its_stream_say_the_same(client: OpenAI):
+    whole = client.responses.create(model="a", input="What is the weather in Paris?", max_output_tokens=12, temperature=0)
+    assert whole.output_text
+    assert whole.usage is not None
+    assert whole.usage.output_tokens == 12
+    events = list(
+        client.responses.create(model="a", input="What is the weather in Paris?", max_output_tokens=12, temperature=0, stream=True)
+    )
+    assert events[0].type == "response.created"
+    assert "".join(one.delta for one in events if one.type == "response.output_text.delta") == whole.output_text
+    last = events[-1]
+    assert last.type in ("response.completed", "response.incomplete")
+    assert last.response.output_text == whole.output_text
+
+
+def test_a_response_that_calls_a_tool(client: OpenAI):
+    tool: Any = {"type": "function", "name": "get_weather", "description": "Tells it.", "parameters": WEATHER, "strict": True}
+    made = client.responses.create(
+        model="tools", input="Weather in Paris?", tools=[tool], tool_choice="required", max_output_tokens=60, temperature=0
+    )
+    [call] = [item for item in made.output if item.type == "function_call"]
+    assert call.name == "get_weather"
+    assert is_weather(json.loads(call.arguments))
+
+
+def test_leaving_a_response_in_mid_stream_frees_the_slot(client: OpenAI, served: Daemon):
+    stream = client.responses.create(model="a", input="Count.", max_output_tokens=4000, stream=True, extra_body={"ignore_eos": True})
+    for _ in range(6):
+        next(stream)
+    one = served.instance("a.gguf")
+    assert one is not None
+    assert one["inflight"] == 1
+    stream.close()
+    served.wait_idle()
+
+
+def test_the_errors_of_a_response(client: OpenAI):
+    with pytest.raises(openai.NotFoundError, match=r"did you mean \"tools\.gguf\""):
+        client.responses.create(model="toools", input="x")
+    wrong: Any = "hot"
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        client.responses.create(model="a", input="x", temperature=wrong)
+
+
 # --- leaving, failing -------------------------------------------------------------------------------------------------
 
 
@@ -218,9 +264,7 @@ def test_leaving_in_mid_stream_frees_the_slot(client: OpenAI, served: Daemon):
 
 def test_giving_up_while_waiting_for_the_whole_answer_frees_the_slot(client: OpenAI, served: Daemon):
     with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=httpx.Timeout(0.5)).chat.completions.create(
-            model="a", messages=ASK, max_tokens=4000, extra_body={"ignore_eos": True}
-        )
+        client.with_options(timeout=0.5).chat.completions.create(model="a", messages=ASK, max_tokens=4000, extra_body={"ignore_eos": True})
     served.wait_idle()
 
 
@@ -262,6 +306,18 @@ def test_a_body_over_the_cap_is_refused(client: OpenAI):
     assert caught.value.status_code == 413
     assert isinstance(caught.value.body, dict)
     assert caught.value.body["source"] == "modeld"
+
+
+def test_a_failure_of_a_response_in_mid_stream_is_an_error(client: OpenAI, served: Daemon):
+    stream = client.responses.create(model="tools", input="Count.", max_output_tokens=4000, stream=True, extra_body={"ignore_eos": True})
+    next(stream)
+    one = served.instance("tools.gguf")
+    assert one is not None
+    os.kill(one["pid"], signal.SIGKILL)
+    with pytest.raises(openai.APIError, match=r"died|ended|signal"):
+        for _ in stream:
+            pass
+    served.wait_idle()
 
 
 def test_a_failure_in_mid_stream_is_an_error_and_not_a_short_answer(client: OpenAI, served: Daemon):
