@@ -24,7 +24,8 @@ ENDS = {
     "/v1/messages": b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
     "/v1/responses": b'event: response.completed\ndata: {"type":"response.completed","response":{}}\n\n',
 }
-BODY = b'{"model":"tiny","stream":true,"x":1}'
+BODY = b'{"model":"tiny","stream":true,"x":1,"messages":[{}]}'
+OWN = {"message": "bad grammar", "n_ctx": 9, "type": "invalid_request_error", "source": "model"}
 RELAYED = (
     "/v1/embeddings",
     "/v1/rerank",
@@ -107,21 +108,43 @@ async def test_text_that_looks_like_the_end_is_not_the_end(edge: Edge) -> None:
 @pytest.mark.parametrize(
     ("path", "shape"),
     [
-        ("/v1/chat/completions", {"error": {"code": 400, "message": "bad grammar", "source": "model"}}),
-        ("/completion", {"error": {"code": 400, "message": "bad grammar", "source": "model"}}),
+        ("/v1/chat/completions", OWN | {"code": "bad_request", "param": None}),
+        ("/v1/responses", OWN | {"code": "bad_request", "param": None}),
+        ("/completion", OWN | {"code": 400, "kind": "bad_request"}),
         (
             "/v1/messages",
-            {
-                "type": "error",
-                "error": {"type": "invalid_request_error", "message": "bad grammar", "code": "bad_request", "source": "model"},
-            },
+            {"type": "invalid_request_error", "message": "bad grammar", "code": "bad_request", "source": "model"},
         ),
     ],
 )
 async def test_an_error_of_the_model_server_says_so(edge: Edge, path: str, shape: object) -> None:
-    edge.upstream.script = answers(http(b'{"error":{"code":400,"message":"bad grammar"}}', "400 Bad Request"))
+    edge.upstream.script = answers(http(b'{"error":{"code":400,"message":"bad grammar","n_ctx":9}}', "400 Bad Request"))
     answer = await edge.client.post(path, content=BODY, headers=JSON)
-    assert (answer.status_code, answer.json()) == (400, shape)
+    assert (answer.status_code, answer.json()["error"]) == (400, shape)
+
+
+async def test_an_error_without_members_is_worded_here(edge: Edge) -> None:
+    edge.upstream.script = answers(http(b'{"error":"bad grammar"}', "400 Bad Request"))
+    answer = await edge.client.post("/v1/completions", content=BODY, headers=JSON)
+    assert answer.status_code == 400
+    assert answer.json()["error"] == {key: value for key, value in OWN.items() if key != "n_ctx"} | {"code": "bad_request", "param": None}
+
+
+@pytest.mark.parametrize("messages", [b"", b',"messages":null', b',"messages":"Hello"', b',"messages":["Hello"]'])
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+async def test_anthropics_messages_are_there(edge: Edge, path: str, messages: bytes) -> None:
+    answer = await edge.client.post(path, content=b'{"model":"tiny"' + messages + b"}", headers=JSON)
+    assert answer.status_code == 400
+    assert "messages" in answer.json()["error"]["message"]
+    assert edge.upstream.asked == []
+
+
+async def test_anthropics_clients_find_the_id_of_a_request(edge: Edge) -> None:
+    edge.upstream.script = answers(http(b"{}"))
+    answer = await edge.client.post("/v1/messages", content=BODY, headers=JSON | {"X-Request-Id": "mine-7"})
+    assert (answer.headers["request-id"], answer.headers["x-request-id"]) == ("mine-7", "mine-7")
+    edge.upstream.script = answers(http(b"{}"))
+    assert "request-id" not in (await edge.client.post("/v1/completions", content=BODY, headers=JSON)).headers
 
 
 async def test_what_the_model_server_does_not_support_is_a_501(edge: Edge) -> None:
@@ -143,7 +166,7 @@ async def test_what_the_model_server_does_not_support_is_a_501(edge: Edge) -> No
     ],
 )
 async def test_what_a_model_is_not_for_is_said_before_it_is_loaded(edge: Edge, path: str, model: str) -> None:
-    answer = await edge.client.post(path, json={"model": model, "prompt": "a"})
+    answer = await edge.client.post(path, json={"model": model, "prompt": "a", "messages": [{"role": "user", "content": "a"}]})
     assert (answer.status_code, edge.driver.requests) == (400, [])
     assert f"{model}.gguf" in answer.text
 

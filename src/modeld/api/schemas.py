@@ -10,7 +10,7 @@ import re
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from modeld.errors import BadRequest, Forbidden, InvariantError, ModeldError
 
@@ -106,6 +106,12 @@ class EngineBody(Struct):
     dimensions: Some = None
     t_max_predict_ms: Switch = None
     t_max_prompt_ms: Switch = None
+
+
+class MessagesBody(EngineBody, kw_only=True):
+    """The same of Anthropic's messages. Without them llama.cpp answers nonsense, or says that it failed."""
+
+    messages: list[dict[str, Raw]]
 
 
 # --- out --------------------------------------------------------------------------------------------------------------

@@ -149,16 +149,19 @@ class App:
         found = self._table.match(path)
         label = found.path or UNMATCHED
         call = _call(scope, path)
+        dialect = found.dialect(call.method)
+        if dialect is Dialect.ANTHROPIC:
+            call.answer_headers.append((b"request-id", call.id.encode("ascii")))  # the name that Anthropic's clients look for
         self._metrics.arrived(label)
         try:
             try:
                 reply = await self._answer(call, scope, found)
             except ModeldError as error:
-                reply = _refused(call, found.dialect(call.method), error)
+                reply = _refused(call, dialect, error)
             except Exception as error:
                 # The last resort: the client gets a 500, the log the story.
                 log.exception("request %s %s: our fault", call.id, label)
-                reply = _refused(call, found.dialect(call.method), InvariantError(str(error)))
+                reply = _refused(call, dialect, InvariantError(str(error)))
             if reply is not None:
                 call.status = reply.status
                 await _send(call, reply, send)
