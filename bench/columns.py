@@ -22,9 +22,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import machine
-from load import Job, Result
-
 import msgspec
+from load import Job, Result
 
 HERE = Path(__file__).resolve().parent
 START_SECONDS_MAX = 30.0

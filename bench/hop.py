@@ -31,13 +31,14 @@ class Amounts:
 
     rounds: int = 5
     firsts: int = 600
-    chunks: int = 500
-    shorts: int = 3000
+    chunks: int = 1000
+    shorts: int = 2000
     many: int = 1000
     many_seconds: int = 10
+    many_spread: float = 4.0
 
 
-QUICK: Final = Amounts(rounds=1, firsts=60, chunks=100, shorts=200, many=100, many_seconds=1)
+QUICK: Final = Amounts(rounds=1, firsts=60, chunks=100, shorts=200, many=100, many_seconds=1, many_spread=0.5)
 
 Figures = dict[str, list[dict[str, float]]]
 """What was measured, by name: for each round the figure of each column."""
@@ -104,13 +105,14 @@ class Hop:
         self.figures["short rate" + kept].append(rate)
 
     def open_streams(self) -> None:
-        """1,000 streams at 20 chunks a second, once for each column."""
+        """1,000 streams at 20 chunks a second, once for each column. They begin over a few seconds: how fast is another row."""
         lost, wrong, late, memory, share = {}, {}, {}, {}, {}
         for column in self.columns:
             chunks = 20 * self.amounts.many_seconds
-            job = column.job(model=MODEL, streams=self.amounts.many, requests=self.amounts.many, chunks=chunks, pace_us=50000, spread=1.0)
-            one = self._ask(f"{self.amounts.many:,} streams", column, job)
-            missing = self.amounts.many * chunks - one.result.chunks
+            many, spread = self.amounts.many, self.amounts.many_spread
+            job = column.job(model=MODEL, streams=many, requests=many, chunks=chunks, pace_us=50000, spread=spread)
+            one = self._ask(f"{many:,} streams", column, job)
+            missing = many * chunks - one.result.chunks
             lost[column.name] = float(max(missing, one.result.lost) + one.result.failed)
             wrong[column.name] = float(one.result.reordered)
             late[column.name] = one.result.delay_p99
@@ -126,7 +128,6 @@ class Hop:
         if result.errors or result.failed:
             self.notes.append(f"{what}, {column.name}: {result.failed} failed; {'; '.join(result.errors)}")
         busy = result.cpu / result.wall
-        # As fast as it goes is how short requests are asked: there it is told with the rate. Elsewhere a pace is set.
         if busy > CLIENT_SHARE_MAX:
             self.notes.append(f"{what}, {column.name}: the load generator used {busy * 100:.0f} % of a core and may be the limit")
         return one

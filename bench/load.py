@@ -16,7 +16,6 @@ from typing import Any, Final, cast
 import httptools
 import msgspec
 import uvloop
-
 from sequence import Sequence
 
 ERRORS_MAX: Final = 3

@@ -2,7 +2,7 @@
 
 """The cheapest relay Python can be: bytes from one socket to another, nothing read in them; rule: this is the floor, never the product.
 
-    python bench/relay_floor.py UPSTREAM_PORT      prints the TCP port it listens on; the upstream is on this machine too
+python bench/relay_floor.py UPSTREAM_PORT      prints the TCP port it listens on; the upstream is on this machine too
 """
 
 from __future__ import annotations

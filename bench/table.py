@@ -116,5 +116,8 @@ def _figure(value: float | None, digits: int) -> str:
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     last = len(cells) - 1
-    padded = (cell.ljust(width) if index in (0, last) else cell.rjust(width) for index, (cell, width) in enumerate(zip(cells, widths, strict=True)))
+    padded = (
+        cell.ljust(width) if index in (0, last) else cell.rjust(width)
+        for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    )
     return f"| {' | '.join(padded)} |"

@@ -133,5 +133,3 @@ def test_a_peer_may_leave_the_ending_of_a_file_out():
     assert spelled(frozenset({"m"}), "m.gguf") == "m"
     assert spelled(frozenset({"m", "m.gguf"}), "m.gguf") == "m.gguf"
     assert spelled(frozenset({"other"}), "m.gguf") is None
-
-
