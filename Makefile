@@ -38,7 +38,7 @@ install: ## Make .venv and a working .venv/bin/modeld
 	@sh scripts/venv.sh run
 
 ##@ Check
-.PHONY: test lint unit sim mutants sim-table e2e-py coverage bench bench-relay bench-core bench-fairness chaos dev
+.PHONY: test lint unit sim mutants sim-table e2e-py coverage bench bench-relay bench-start bench-core bench-fairness chaos dev
 test: lint unit sim e2e-py coverage ## Everything CI runs: lint, unit, sim, e2e-py and the coverage floor
 
 lint: dev ## ruff, mypy --strict, the import layers and the house rules
@@ -71,11 +71,14 @@ coverage: dev # of the last unit and e2e-py together
 	$(BIN)/coverage xml --data-file $(REPORTS)/.coverage -q -o $(REPORTS)/coverage.xml
 	$(BIN)/coverage report --data-file $(REPORTS)/.coverage --fail-under $(COVERAGE_FLOOR)
 
-bench: install $(NEEDS_STARTER) ## Measure start, first answers, a switch of models and memory on this machine
-	$(BIN)/python bench/service.py --model '$(MODELD_TEST_STARTER)' $(ARGS)
+bench: dev $(NEEDS_STARTER) ## What the hop costs beside direct, a bare relay and peers: table, reports/bench.json and .png; minutes (ARGS="--peer NAME=URL")
+	$(BIN)/python bench/bench.py --model '$(MODELD_TEST_STARTER)' --out $(REPORTS) $(ARGS)
 
-bench-relay: install ## CPU per streamed chunk over a bare socket relay, in one run
-	$(BIN)/python bench/hop.py $(ARGS)
+bench-relay: dev ## The half of it that needs no model (ARGS="--quick --rounds 3")
+	$(BIN)/python bench/bench.py --only hop --out $(REPORTS) $(ARGS)
+
+bench-start: install $(NEEDS_STARTER) ## Measure start, first answers, a switch of models and memory on this machine
+	$(BIN)/python bench/service.py --model '$(MODELD_TEST_STARTER)' $(ARGS)
 
 bench-core: install ## Microseconds of Scheduler.handle with 200 models and 5,000 requests waiting
 	$(BIN)/python bench/handle.py $(ARGS)

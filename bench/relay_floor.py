@@ -2,7 +2,7 @@
 
 """The cheapest relay Python can be: bytes from one socket to another, nothing read in them; rule: this is the floor, never the product.
 
-python bench/relay_floor.py UPSTREAM_SOCKET      prints the TCP port it listens on
+python bench/relay_floor.py UPSTREAM_PORT      prints the TCP port it listens on; the upstream is on this machine too
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Side(asyncio.Protocol):
 class Front(Side):
     """The client's connection: opens the other one."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: int) -> None:
         super().__init__()
         self.upstream = upstream
 
@@ -48,17 +48,17 @@ class Front(Side):
         self.task = asyncio.get_running_loop().create_task(self.connect())
 
     async def connect(self) -> None:
-        _, back = await asyncio.get_running_loop().create_unix_connection(Side, self.upstream)
+        _, back = await asyncio.get_running_loop().create_connection(Side, "127.0.0.1", self.upstream)
         back.other, self.other = self, back
         for data in self.early:
             self.data_received(data)
 
 
-async def main(upstream: str) -> None:
-    server = await asyncio.get_running_loop().create_server(lambda: Front(upstream), "127.0.0.1", 0)
+async def main(upstream: int) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: Front(upstream), "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1]))
+    uvloop.run(main(int(sys.argv[1])))

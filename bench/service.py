@@ -122,31 +122,40 @@ def place(source: Path, target: Path) -> None:
         target.symlink_to(source)
 
 
-def engine_by_hand(folder: Path, model: Path) -> float:
-    """Seconds from starting the engine with the daemon's own arguments to the end of the same short answer."""
+@contextlib.contextmanager
+def engine(folder: Path, model: Path) -> Iterator[tuple[Path, float]]:
+    """The engine, started by hand with the daemon's own arguments and ready: its socket, and when its start began. Killed at the end."""
     found = find_engine()
     if found is None:
         raise SystemExit("the embedded engine is not installed")
     spec = Catalog(model.parent, lambda _: ModelOverride(), folder / "state" / "headers.json").scan().models[ModelId(model.name)]
     path = folder / "hand.sock"
     line = json.dumps(parameters(spec, path, found)).encode() + b"\n"
-    asked = {"prompt": "Once upon a time", "n_predict": 8, "ignore_eos": True, "stream": True}
     begin = time.perf_counter()
     command = [sys.executable, "-I", "-S", worker.__file__, str(os.getpid())]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(line)
-        process.stdin.flush()
-        while worker.READY.encode() not in process.stdout.readline():
-            if process.poll() is not None:
-                raise SystemExit("the engine did not start")
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(line)
+            process.stdin.flush()
+            while worker.READY.encode() not in process.stdout.readline():
+                if process.poll() is not None:
+                    raise SystemExit("the engine did not start")
+            yield path, begin
+        finally:
+            process.kill()
+            path.unlink(missing_ok=True)
+
+
+def engine_by_hand(folder: Path, model: Path) -> float:
+    """Seconds from starting the engine with the daemon's own arguments to the end of the same short answer."""
+    asked = {"prompt": "Once upon a time", "n_predict": 8, "ignore_eos": True, "stream": True}
+    with engine(folder, model) as (path, begin):
         connection = UnixConnection(str(path))
         connection.request("POST", "/completion", json.dumps(asked), {"content-type": "application/json"})
         connection.getresponse().read()
-        seconds = time.perf_counter() - begin
-        process.kill()
-    return seconds
+        return time.perf_counter() - begin
 
 
 def one_round(model: Path, many: int) -> dict[str, float]:

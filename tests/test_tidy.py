@@ -22,7 +22,7 @@ BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base"}
 UNTRACKED = {".git", ".venv", ".run", ".hypothesis", "__pycache__", "dist", "build", "reports", "PKG-INFO"}
 # Tests of things that are not modules: tests/<these> need no file of that name in src/modeld.
 FREE_TESTS = {"test_tidy.py", "test_deploy.py", "test_readme.py", "test_docs.py", "test_configs.py"}
-FREE_FOLDERS = {"e2e"}
+FREE_FOLDERS = {"e2e", "bench"}
 # Split so that this file does not contain what it looks for.
 FORBIDDEN_TEXT = (
     *(r"\b" + name + r"\." + top for name, top in (("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"), ("crates", "io"))),

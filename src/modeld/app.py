@@ -173,6 +173,7 @@ class Daemon:
             engine=lambda: self._engine,
             exits=lambda: () if self._supervisor is None else self._supervisor.exits,
             rescan=self._rescan,
+            known=self._table_at_hand,
         )
 
     def _shown_address(self) -> str:
@@ -259,6 +260,11 @@ class Daemon:
         if self._unreachable and not self._table.models:
             raise UpstreamUnreachable(self._unreachable)
         return self._table
+
+    def _table_at_hand(self) -> ModelTable | None:
+        """The catalogue, None where `_known_table` would wait or raise."""
+        looked = self._first_look.done() and self._first_look.exception() is None
+        return self._table if looked and (self._table.models or not self._unreachable) else None
 
     async def _rescan(self) -> None:
         async with self._scan_lock:

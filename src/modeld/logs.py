@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, TextIO
 
 CONTROL: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {0x2028: "\\u2028", 0x2029: "\\u2029"}
@@ -42,6 +43,9 @@ def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
     logging.getLogger("modeld").setLevel(level.upper())
     # A log that cannot be written (a closed pipe, a full disk) must not disturb the service.
     logging.raiseExceptions = False
+    # No line of ours names thread, process or caller, and they are looked up for each record. The names are those of logging's manual.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # type: ignore[attr-defined]
 
 
 def clean(text: str) -> str:
@@ -55,4 +59,9 @@ def _text(record: logging.LogRecord, formatter: logging.Formatter) -> str:
 
 
 def _time(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f"{_second(int(record.created))}.{int(record.msecs):03d}Z"
+
+
+@lru_cache(maxsize=2)  # a busy daemon logs many lines a second
+def _second(since_epoch: int) -> str:
+    return datetime.fromtimestamp(since_epoch, UTC).isoformat().removesuffix("+00:00")

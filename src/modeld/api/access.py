@@ -145,6 +145,7 @@ class Access:
         )
 
 
+@lru_cache(maxsize=_KNOWN_HOSTS_MAX)
 def is_loopback(address: str | None) -> bool:
     """Whether an IP address is of this machine; None stands for a unix socket and is."""
     if address is None:

@@ -110,6 +110,7 @@ class Passed(Answer):
     def __init__(self, call: Call, dialect: Dialect = Dialect.OPENAI, *, streams: bool = False) -> None:
         super().__init__(call)
         self.beats = streams
+        self._write = call.connection.write
         self._dialect = dialect
         self._marks = _LAST.get(dialect, ())
         self._status = 0
@@ -151,14 +152,16 @@ class Passed(Answer):
                 chunk = self._whole_events(chunk)
                 if not chunk:
                     return
+                self._whole = chunk.endswith(_EVENT_ENDS)
+            else:
+                self._whole = True
             for mark in self._marks:
                 if mark in chunk:
                     self._complete = True
-            self._whole = chunk.endswith(_EVENT_ENDS)
         self._last_two = (self._last_two[1], chunk)
         if not self.call.answered:
             self._open(chunk)
-        self.call.connection.write(chunk)
+        self._write(chunk)
 
     def _open(self, chunk: bytes) -> None:
         """The first byte of the answer."""

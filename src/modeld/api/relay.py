@@ -163,8 +163,11 @@ class Relay:
         default_model: str | None,
         heartbeat_seconds: float = 0.0,
         rescan: Callable[[], Awaitable[None]] | None,
+        known: Callable[[], ModelTable | None] = lambda: None,
     ) -> None:
+        """`known` is `table` where nothing has to be waited for, else None: most requests then need neither a clock nor a callback."""
         self._driver = driver
+        self._known = known
         self._table = table
         self._metrics = metrics
         self._default_model = default_model
@@ -182,12 +185,20 @@ class Relay:
             raise NoModelNamed(
                 'the request names no model and there is no default_model; put "model" into the body, GET /models lists them'
             )
-        async with _while_the_client_stays(call):
+        known = self._known()
+        if known is not None:
             try:
-                return _named(await self._table(), name)
+                return _named(known, name)
             except UnknownModel:
                 if self._rescan is None:
                     raise
+        async with _while_the_client_stays(call):
+            if known is None:
+                try:
+                    return _named(await self._table(), name)
+                except UnknownModel:
+                    if self._rescan is None:
+                        raise
             async with self._rescan_lock:
                 if time.monotonic() - self._rescanned_at >= RESCAN_PAUSE_SECONDS:
                     await self._rescan()

@@ -91,15 +91,25 @@ def build_app(
     engine: Callable[[], EngineInfo | None] = lambda: None,
     exits: Callable[[], Iterable[tuple[float, ModelId, ExitReport]]] = tuple,
     rescan: Callable[[], Awaitable[None]] | None = None,
+    known: Callable[[], ModelTable | None] = lambda: None,
 ) -> App:
     """Wire the edge: handlers, table, documents.
 
     table    the catalogue as it is now; the first look at the folder is waited for
+    known    the same without waiting, None where that would have to be done, or would fail
     rescan   reads the models folder again and replaces the table; asked once for a name that is not known
     """
     cors = Cors(options.cors)
     access = Access(AccessOptions(options.allow_remote, options.allowed_hosts, options.own_hosts), cors)
-    relay = Relay(driver, table, metrics, default_model=options.default_model, heartbeat_seconds=options.heartbeat_seconds, rescan=rescan)
+    relay = Relay(
+        driver,
+        table,
+        metrics,
+        default_model=options.default_model,
+        heartbeat_seconds=options.heartbeat_seconds,
+        rescan=rescan,
+        known=known,
+    )
     passthrough = Passthrough(relay)
     metrics.watch(driver.snapshot, engine)
     documents = Documents(__version__)
