@@ -43,7 +43,7 @@ EMBEDDINGS_BYTES_MAX: Final = 256 << 20
 """An answer beyond this is nonsense: 2,048 texts of 8,192 numbers are half of it."""
 
 _STREAM_HEADERS: Final[list[Header]] = [(b"content-type", NDJSON.encode()), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
-_ANY_BODY: Final = ("application/json", "application/octet-stream", "application/x-www-form-urlencoded")
+_ANY_BODY: Final = (JSON, "application/octet-stream")
 _INSTEAD: Final = "modeld changes no models over HTTP; put a .gguf file into the models folder, or take one out: it is seen by itself"
 _PULL: Final = f"{_INSTEAD}. `modeld pull` on the machine itself fetches one"
 
@@ -187,11 +187,11 @@ class Ollama:
         """What Ollama does to its models. The refusals are routes, so that clients are told what to do instead."""
         no, ollama = "Not here (501): models are files in a folder.", Dialect.OLLAMA
         return [
-            Route("POST", "/api/pull", Scope.INFER, no, self.no_pull, dialect=ollama, takes=_ANY_BODY),
-            Route("POST", "/api/push", Scope.INFER, no, self.not_here, dialect=ollama, takes=_ANY_BODY),
-            Route("POST", "/api/create", Scope.INFER, no, self.not_here, dialect=ollama, takes=_ANY_BODY),
-            Route("POST", "/api/copy", Scope.INFER, no, self.not_here, dialect=ollama, takes=_ANY_BODY),
-            Route("DELETE", "/api/delete", Scope.INFER, no, self.not_here, dialect=ollama, takes=_ANY_BODY),
+            Route("POST", "/api/pull", Scope.INFER, no, self.no_pull, dialect=ollama),
+            Route("POST", "/api/push", Scope.INFER, no, self.not_here, dialect=ollama),
+            Route("POST", "/api/create", Scope.INFER, no, self.not_here, dialect=ollama),
+            Route("POST", "/api/copy", Scope.INFER, no, self.not_here, dialect=ollama),
+            Route("DELETE", "/api/delete", Scope.INFER, no, self.not_here, dialect=ollama),
             Route("GET", "/api/blobs/{digest}", Scope.INFER, no, self.not_here, dialect=ollama),
             Route("POST", "/api/blobs/{digest}", Scope.INFER, no, self.not_here, dialect=ollama, takes=_ANY_BODY),
         ]
@@ -289,7 +289,7 @@ class Ollama:
 
 
 def _terms(call: Call, spec: ModelSpec, asked: Asked, *, streams: bool) -> Terms:
-    return replace(terms_of(call, spec, asked=asked.tokens, streams=streams), keep_seconds=asked.keep_seconds)
+    return replace(terms_of(call, spec, asked=asked.tokens, streams=streams), keep_seconds=asked.keep_seconds or 0.0)
 
 
 class _Translated(Answer):

@@ -19,6 +19,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from modeld.api.ndjson import INCOMPLETE, NOT_UNDERSTOOD, TOO_LARGE, Problem, in_band, problem_of, read_or_none
 from modeld.api.schemas import encode, fault
 from modeld.api.sse import DONE, EVENT_BYTES_MAX, Event, SseReader
+from modeld.api.usage import TokenUsage
 from modeld.errors import BadUpstreamReply, ModeldError
 
 TOOL_CALLS_MAX: Final = 128
@@ -189,8 +190,7 @@ class SseToOllama:
     def __init__(self, frame: Frame, *, stream: bool = True, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
         self.done = False
         self.error: ModeldError | None = None
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
+        self.usage = TokenUsage()
         self._frame = frame
         self._stream = stream
         self._reader = SseReader(event_bytes_max=event_bytes_max)
@@ -241,8 +241,7 @@ class SseToOllama:
         return self._piece_of_completion(event) if event.choices is None else self._piece_of_chat(event, event.choices)
 
     def _piece_of_completion(self, event: _Event) -> bytes:
-        self.prompt_tokens = event.tokens_evaluated
-        self.completion_tokens = event.tokens_predicted
+        self._count(event.tokens_evaluated, event.tokens_predicted)
         line = self._piece(event.content, "", event.completion_probabilities)
         if not event.stop:
             return line
@@ -251,8 +250,7 @@ class SseToOllama:
 
     def _piece_of_chat(self, event: _Event, choices: list[_Choice]) -> bytes:
         if event.usage is not None:
-            self.prompt_tokens = event.usage.prompt_tokens
-            self.completion_tokens = event.usage.completion_tokens
+            self._count(event.usage.prompt_tokens, event.usage.completion_tokens)
         line = b""
         for choice in choices[:1]:
             delta = choice.delta or _Delta()
@@ -264,6 +262,9 @@ class SseToOllama:
             if choice.finish_reason:
                 self._reason = "length" if choice.finish_reason == "length" else "stop"
         return line
+
+    def _count(self, prompt: int, completion: int) -> None:
+        self.usage = TokenUsage(prompt, self._timings.cache_n, completion, self._timings.predicted_per_second)
 
     def _collect(self, piece: _CallPiece) -> bool:
         """A piece of a call of a tool; False when there are too many."""
@@ -298,9 +299,9 @@ class SseToOllama:
             "done_reason": self._reason,
             "total_duration": nanoseconds(spent),
             "load_duration": nanoseconds(waited),
-            "prompt_eval_count": self.prompt_tokens,
+            "prompt_eval_count": self.usage.prompt,
             "prompt_eval_duration": nanoseconds(self._timings.prompt_ms / 1000),
-            "eval_count": self.completion_tokens,
+            "eval_count": self.usage.completion,
             "eval_duration": nanoseconds(self._timings.predicted_ms / 1000),
         }
         if self._stream:

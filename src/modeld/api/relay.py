@@ -47,7 +47,7 @@ from modeld.errors import (
 if TYPE_CHECKING:
     from modeld.api.metrics import Metrics
     from modeld.catalog.models import ModelTable
-    from modeld.runtime.driver import Driver, Lease
+    from modeld.runtime.driver import Driver, Lease, PendingLease
     from modeld.runtime.upstream import Exchange
 
 RESCAN_PAUSE_SECONDS: Final = 0.25
@@ -216,12 +216,29 @@ class Relay:
             self._metrics.tokens(answer.usage)
         return answer.reply()
 
-    async def _run(self, call: Call, model: ModelId, ask: Ask, answer: Answer) -> None:
-        connection = call.connection
-        if connection.disconnected:
+    async def load(self, call: Call, model: ModelId) -> None:
+        """Have `model` loaded: stand in line as any request, and give the slot back at once. Raises whatever went wrong."""
+        call.model = model
+        pending = self._line_up(call, model)
+        ending = Ending(pending.withdraw)
+        call.connection.on_disconnect(lambda: ending.end(ClientGone("the client left")))
+        since = time.monotonic()
+        try:
+            async with pending:
+                pass
+        finally:
+            call.wait_seconds += time.monotonic() - since
+            ending.now(_nothing)
+
+    def _line_up(self, call: Call, model: ModelId) -> PendingLease:
+        if call.connection.disconnected:
             raise ClientGone("the client left")
         number = f"{call.id}-{next(self._numbers)}"
-        pending = self._driver.request(_request(RequestId(number), model, call))
+        return self._driver.request(_request(RequestId(number), model, call))
+
+    async def _run(self, call: Call, model: ModelId, ask: Ask, answer: Answer) -> None:
+        connection = call.connection
+        pending = self._line_up(call, model)
         ending = Ending(pending.withdraw)
         connection.on_disconnect(lambda: ending.end(ClientGone("the client left")))
         since, waits = time.monotonic(), True
