@@ -93,7 +93,9 @@ class Instance:
 
     def same_launch(self, spec: ModelSpec) -> bool:
         """Would `spec` start the very same thing?"""
-        return (self.spec.fingerprint, self.spec.options, self.spec.mmproj) == (spec.fingerprint, spec.options, spec.mmproj)
+        mine, other = self.spec, spec
+        same_files = (mine.fingerprint, mine.mmproj) == (other.fingerprint, other.mmproj)
+        return same_files and (mine.options, mine.kind, mine.pooling) == (other.options, other.kind, other.pooling)
 
     def advance(self, signal: Signal) -> None:
         self.state = advance(self.state, signal, story=f"{self.id}: " + " ".join(self.story))
