@@ -26,7 +26,7 @@ TOOL_CALLS_MAX: Final = 128
 """More calls in one answer are nonsense."""
 NANOSECONDS: Final = 1_000_000_000
 
-Nanoseconds = Annotated[int | UnsetType, Meta(ge=0)]
+Nanoseconds = Annotated[int, Meta(ge=0)]
 
 # --- out --------------------------------------------------------------------------------------------------------------
 
@@ -72,12 +72,12 @@ class OllamaRecord(Struct, kw_only=True):
     done: bool
     done_reason: str | UnsetType = UNSET
     logprobs: list[OllamaLogprob] | UnsetType = UNSET
-    total_duration: Nanoseconds = UNSET
-    load_duration: Nanoseconds = UNSET
+    total_duration: Nanoseconds | UnsetType = UNSET
+    load_duration: Nanoseconds | UnsetType = UNSET
     prompt_eval_count: int | UnsetType = UNSET
-    prompt_eval_duration: Nanoseconds = UNSET
+    prompt_eval_duration: Nanoseconds | UnsetType = UNSET
     eval_count: int | UnsetType = UNSET
-    eval_duration: Nanoseconds = UNSET
+    eval_duration: Nanoseconds | UnsetType = UNSET
 
 
 class OllamaChatRecord(OllamaRecord, kw_only=True):

@@ -137,6 +137,7 @@ class ModelSpec:
     embedding_length, vocabulary   elements of its inner vectors, tokens it knows; 0 = unknown
     logits         it computes a row of `vocabulary` numbers for each token it reads: all but the encoder families
     has_chat_template, takes_tools   what its chat template says; format_version is that of the file
+    modified_unix  when the newest of its files was last written, seconds since the epoch; 0 = unknown
     """
 
     id: ModelId
@@ -173,6 +174,7 @@ class ModelSpec:
     has_chat_template: bool = False
     takes_tools: bool = False
     format_version: int = 0
+    modified_unix: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
