@@ -131,6 +131,22 @@ async def test_upstream_takes_any_path_and_method(edge: Edge, method: str) -> No
     assert edge.upstream.asked[0][0].startswith(f"{method} /slots/0%20?action=erase&x=1 HTTP/1.1\r\n".encode())
 
 
+@pytest.mark.parametrize("rest", ["..", "../x", "a/%2e%2e/x", "a/..%2Fx"])
+async def test_upstream_does_not_lead_upwards(edge: Edge, rest: str) -> None:
+    reader, writer = await edge.raw(f"GET /upstream/tiny/{rest} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    assert b" 400 " in await reader.readline()
+    assert edge.upstream.asked == []
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/props?model=tiny", 403), ("/upstream/tiny/slots", 403), ("/v1/models", 403), ("/status", 200)]
+)
+async def test_a_page_of_another_site_loads_nothing(edge: Edge, path: str, status: int) -> None:
+    assert (await edge.client.get(path, headers={"sec-fetch-site": "cross-site"})).status_code == status
+    assert edge.upstream.asked == []
+
+
 async def test_a_body_needs_its_content_type_also_where_it_is_optional(edge: Edge) -> None:
     assert (await edge.client.post("/upstream/tiny/x", content=b"a=b", headers={"content-type": "text/plain"})).status_code == 415
     assert (await edge.client.post("/upstream/tiny/x", content=b"{}")).status_code == 415

@@ -8,11 +8,13 @@ every request. It is for the operator: what is asked there is between the caller
 from __future__ import annotations
 
 from typing import Any, Final
+from urllib.parse import unquote
 
 from modeld.api.passthrough import Passthrough, relayed_route
 from modeld.api.relay import Relay
 from modeld.api.route import JSON, MULTIPART, Call, Dialect, Header, Parameter, Reply, Route, Scope
 from modeld.api.terms import PARAMETERS
+from modeld.errors import BadRequest
 
 MODEL: Final = Parameter("model", "query", "Id, id without .gguf, or alias; default: the daemon's default_model.", {"type": "string"})
 _PASSED: Final = (b"content-type", b"accept")
@@ -73,6 +75,8 @@ class LlamaCpp:
         return await self._passthrough.whole(call, spec, "/props", Dialect.LLAMA, headers=[])
 
     async def upstream(self, call: Call) -> Reply | None:
+        if ".." in unquote(call.values["rest"]).split("/"):
+            raise BadRequest("the path after the model's name must not lead upwards")
         spec = await self._relay.resolve(call, call.values["model"])
         path = "/" + call.values["rest"] + (f"?{call.query.decode('latin-1')}" if call.query else "")
         headers: list[Header] = [(name, call.headers[name]) for name in _PASSED if name in call.headers]

@@ -43,7 +43,7 @@ from modeld.api.route import JSON, MULTIPART, Call, Dialect, Header, Reply, Rout
 from modeld.api.routing import Match, RouteTable
 from modeld.api.schemas import retry_after
 from modeld.core.model import ModelId
-from modeld.errors import ClientGone, InvariantError, MethodNotAllowed, ModeldError, UnknownRoute, WrongContentType
+from modeld.errors import ClientGone, Forbidden, InvariantError, MethodNotAllowed, ModeldError, UnknownRoute, WrongContentType
 
 if TYPE_CHECKING:
     from modeld.catalog.models import ModelTable
@@ -57,6 +57,7 @@ AsgiSend = Callable[[Message], Awaitable[None]]
 log = logging.getLogger("modeld.http")
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_WITH_EFFECT: Final = frozenset((Scope.INFER, Scope.ADMIN))
 _QUIET: Final = frozenset(("/healthz", "/readyz", "/metrics"))
 """Asked every few seconds by machines: logged at debug level."""
 
@@ -183,6 +184,9 @@ class App:
         route = methods.get(wanted)
         if route is None:
             return self._no_route(call, methods)
+        if route.scope in _WITH_EFFECT and origin is None and call.headers.get(b"sec-fetch-site") == b"cross-site":
+            # A browser asks for pictures and follows links without an Origin; the page cannot read the answer, but a model would be loaded.
+            raise Forbidden("requests from web pages of other sites are refused")
         call.values = found.values
         if route.has_body:
             _check_content_type(call.headers, route)
