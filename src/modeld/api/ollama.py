@@ -260,7 +260,7 @@ class Ollama:
 
     async def _wait_for(self, call: Call, asked: Asked, spec: ModelSpec) -> None:
         call.body = b""
-        call.terms = _terms(call, spec, asked, streams=True)
+        call.terms = _terms(call, spec, replace(asked, tokens=0), streams=True)
         await self._relay.load(call, spec.id)
 
     async def _embed(self, call: Call, read: Callable[[bytes], Asked], *, legacy: bool) -> Reply | None:

@@ -40,6 +40,7 @@ from modeld.errors import (
     ModeldError,
     ModelUnavailable,
     NoModelNamed,
+    NotSupported,
     RefusedByModel,
     UnknownModel,
 )
@@ -358,6 +359,8 @@ async def refusal(exchange: Exchange) -> ModeldError:
     status = exchange.status
     if status in (400, 413, 422):
         return RefusedByModel(message or "the model server refused the request")
+    if status == 501:
+        return NotSupported(message or "the model server cannot do this", source="model")
     if status == 503:
         return ModelUnavailable(
             f"the model server cannot answer now: {message}" if message else "the model server cannot answer now; try again"
