@@ -6,14 +6,18 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from modeld import errors
 from modeld.api import schemas
+from modeld.api.metrics import Metrics
 from modeld.api.protocol import ProtocolLimits
+from modeld.api.server import EdgeOptions, build_app
 from modeld.catalog import launch
+from modeld.catalog.models import ModelTable
 from modeld.config.settings import TABLE
 from modeld.core.estimate import need
 from modeld.core.lifecycle import Signal, State, as_markdown
@@ -88,15 +92,22 @@ def test_every_error_is_explained() -> None:
 
 
 def test_every_route_is_explained() -> None:
-    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src" / "modeld" / "api").glob("*.py"))
-    routes = {f"{method} {path}" for method, path in re.findall(r'Route\(\s*"([A-Z]+)",\s*"(/[^"]*)"', source)}
-    assert "POST /infer" in routes
+    driver = SimpleNamespace(snapshot=None, explain=None)  # asked for nothing while the table is made
+    app = build_app(EdgeOptions(), driver=driver, table=no_table, metrics=Metrics("1"))  # type: ignore[arg-type]
+    routes = {f"{route.method} {route.path}" for route in app.routes}
+    assert {"POST /infer", "POST /v1/messages"} <= routes
     assert set(re.findall(r"^\| `([A-Z]+ /\S*)` \|", page("api.md"), re.MULTILINE)) == routes
+
+
+async def no_table() -> ModelTable:
+    return ModelTable({})
 
 
 def test_every_field_is_explained() -> None:
     text = page("api.md")
-    asked = set(re.findall(r"^\| `(\w+)` \| [a-z]", text.partition("### `POST /infer`")[2].partition("### `/v1`")[0], re.MULTILINE))
+    asked = set(
+        re.findall(r"^\| `(\w+)` \| [a-z]", text.partition("### `POST /infer`")[2].partition("### Relayed routes")[0], re.MULTILINE)
+    )
     assert asked == set(schemas.InferBody.__struct_fields__)
     told: set[str] = set()
     kinds_told: tuple[type[msgspec.Struct], ...] = (
@@ -108,6 +119,7 @@ def test_every_field_is_explained() -> None:
         schemas.DeviceStatus,
         schemas.ExitStatus,
         schemas.EngineStatus,
+        schemas.ModelMeta,
     )
     for struct in kinds_told:
         told |= set(struct.__struct_fields__)

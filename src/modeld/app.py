@@ -154,6 +154,7 @@ class Daemon:
             max_body_bytes=settings.max_body_bytes,
             max_api_body_bytes=settings.max_api_body_bytes,
             default_model=settings.default_model,
+            heartbeat_seconds=settings.sse_heartbeat,
             allow_remote=settings.allow_remote,
             allowed_hosts=settings.allowed_hosts,
             own_hosts=tuple(name for name in (settings.addr.host, socket.gethostname()) if name),

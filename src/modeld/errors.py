@@ -7,6 +7,7 @@
     │   ├── MethodNotAllowed 405 · BodyTimeout 408 · BodyTooLarge 413 · WrongContentType 415
     │   ├── WrongHost 421 · HeadersTooLarge 431
     │   ├── QueueFull 429 · WaitTimeout 429 · DeadlineUnreachable 429     (retry_after_seconds)
+    │   ├── NotSupported 501
     │   ├── ModelUnavailable 503 · Draining 503 · BackingOff 503 · EngineMissing 503
     │   └── CannotEverFit 507
     ├── InstanceFault      the model server failed
@@ -50,6 +51,12 @@ class Refused(ModeldError):
 class BadRequest(Refused):
     http_status = 400
     kind = "bad_request"
+
+
+class RefusedByModel(BadRequest):
+    """The model server did not like the request."""
+
+    source = "model"
 
 
 class Forbidden(Refused):
@@ -123,6 +130,17 @@ class DeadlineUnreachable(Refused):
 
     http_status = 429
     kind = "deadline_unreachable"
+
+
+class NotSupported(Refused):
+    """What is asked for is not there, and will not be: here, or in the model server (`source` "model")."""
+
+    http_status = 501
+    kind = "not_supported"
+
+    def __init__(self, message: str, *, source: str = "modeld") -> None:
+        super().__init__(message)
+        self.source = source  # type: ignore[misc]  # of the class for all others
 
 
 class ModelUnavailable(Refused):

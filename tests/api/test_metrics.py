@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from api.edge import SPEC, snapshot
 from modeld.api.metrics import UNMATCHED, Metrics
+from modeld.api.usage import TokenUsage
 from modeld.runtime.adapters.interface import EngineInfo
 
 
@@ -60,8 +61,8 @@ def test_durations_tokens_and_backpressure() -> None:
     metrics.observe_load(3.0)
     metrics.backpressure("queue_full")
     metrics.backpressure("deadline_unreachable")
-    metrics.tokens(5, 0)
-    metrics.tokens(0, 7)
+    metrics.tokens(TokenUsage(5, 3))
+    metrics.tokens(TokenUsage(completion=7, tokens_per_second=9.5))
     page = metrics.render().decode().splitlines()
     for line in (
         'modeld_queue_wait_seconds_bucket{le="0.05"} 1.0',
@@ -71,6 +72,9 @@ def test_durations_tokens_and_backpressure() -> None:
         'modeld_http_backpressure_total{reason="deadline_unreachable"} 1.0',
         'modeld_tokens_total{kind="prompt"} 5.0',
         'modeld_tokens_total{kind="completion"} 7.0',
+        'modeld_tokens_total{kind="cached"} 3.0',
+        'modeld_generation_tokens_per_second_bucket{le="5.0"} 0.0',
+        'modeld_generation_tokens_per_second_bucket{le="10.0"} 1.0',
     ):
         assert line in page
     assert not any("_created" in line for line in page)

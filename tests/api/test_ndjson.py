@@ -133,6 +133,7 @@ def test_fail_makes_one_last_line() -> None:
         "error": "it was unloaded",
         "code": 503,
         "kind": "unloaded",
+        "source": "modeld",
     }
     assert translator.fail(Unloaded("again")) == b""
     assert translator.feed(LAST) == b""

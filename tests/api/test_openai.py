@@ -131,7 +131,13 @@ async def test_models(edge: Edge) -> None:
     assert seen["object"] == "list"
     [model] = seen["data"]
     assert model.pop("created") > 1_700_000_000
-    assert model == {"id": "tiny.gguf", "object": "model", "owned_by": "modeld"}
+    meta = model.pop("meta")
+    assert model == {"id": "tiny.gguf", "object": "model", "owned_by": "modeld", "aliases": ["small"]}
+    assert (meta["state"], meta["modalities"], meta["n_ctx"], meta["slots"]) == ("unloaded", ["text"], 4096, 4)
+    assert (await edge.client.get("/v1/models/small")).json()["id"] == "tiny.gguf"
+    wrong = await edge.client.get("/v1/models/tin%79x")
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (404, "unknown_model")
+    assert "tiny.gguf" in wrong.json()["error"]["message"]
 
 
 async def test_an_unknown_model(edge: Edge) -> None:

@@ -148,7 +148,7 @@ def refusal(reply: bytes) -> tuple[int, str]:
     assert head.startswith(b"HTTP/1.1 %d " % parsed["code"])
     assert b"connection: close" in head
     assert b"content-type: application/json" in head
-    assert set(parsed) == {"error", "code", "kind"}
+    assert set(parsed) == {"error", "code", "kind", "source"}
     return parsed["code"], parsed["kind"]
 
 

@@ -69,7 +69,7 @@ async def test_a_refusal_has_its_status_kind_and_time(
     assert answer.headers.get("retry-after") == retry
     seen = answer.json()
     if path == "/infer":
-        assert seen == {"error": error.message, "code": status, "kind": error.kind}
+        assert seen == {"error": error.message, "code": status, "kind": error.kind, "source": error.source}
     else:
         assert (seen["error"]["message"], seen["error"]["code"], seen["error"]["source"]) == (error.message, error.kind, error.source)
 
@@ -126,7 +126,7 @@ async def test_a_revoked_lease_in_the_stream_is_the_last_record(edge: Edge) -> N
         await anext(lines)
         edge.driver.leases[0].revoke(DeadlineExceeded("infer_timeout is over"))
         assert [json.loads(line) async for line in lines] == [
-            {"done": True, "error": "infer_timeout is over", "code": 504, "kind": "deadline_exceeded"}
+            {"done": True, "error": "infer_timeout is over", "code": 504, "kind": "deadline_exceeded", "source": "modeld"}
         ]
     await edge.upstream.left.wait()
     assert await edge.driver.ended() == "released"
@@ -435,7 +435,9 @@ async def test_the_prompt_is_kept_until_the_answer_begins() -> None:
     call = Call("r", "POST", {}, SimpleNamespace(start=lambda status, headers: None), body=b"prompt")  # type: ignore[arg-type]
     assert call.body == b"prompt"
     call.start(200, [])
-    assert (call.body, call.begun) == (b"", True)
+    assert (call.body, call.begun, call.answered) == (b"prompt", True, False)  # a heartbeat is no answer
+    call.answer()
+    assert (call.body, call.answered) == (b"", True)
 
 
 async def test_a_lease_knows_whether_its_answer_moves(edge: Edge) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from modeld.api.schemas import InferBody, OpenAIBody, decode, fault, openai_fault, retry_after
+from modeld.api.schemas import EngineBody, InferBody, decode, fault, openai_fault, retry_after
 from modeld.errors import (
     BadRequest,
     BodyTooLarge,
@@ -21,7 +21,7 @@ from modeld.errors import (
 )
 
 INFER = msgspec.json.Decoder(InferBody)
-OPENAI = msgspec.json.Decoder(OpenAIBody)
+ENGINE = msgspec.json.Decoder(EngineBody)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_bad_infer_body_is_told_by_its_field(member: bytes, names: str) -> Non
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"5", b'"x"', b'{"prompt":"a"}x', b"\xef\xbb\xbf{}", b"{'prompt':'a'}"])
 def test_what_is_no_object(body: bytes) -> None:
-    for decoder in (INFER, OPENAI):
+    for decoder in (INFER, ENGINE):
         with pytest.raises(BadRequest):
             decode(decoder, body)
 
@@ -92,13 +92,38 @@ def test_good_bodies() -> None:
     )
     assert (body.prompt, body.max_tokens, body.temperature, body.stop) == ("a\0\U0001f600", 1, 0, ["x"])
     assert decode(INFER, b'{"prompt":"a","stream":null,"model":null,"stop":"x"}').stop == "x"
-    assert decode(OPENAI, b'{"messages":[],"model":"tiny","stream":true,"max_tokens":-1}').model == "tiny"
+    assert decode(ENGINE, b'{"messages":[],"model":"tiny","stream":true,"max_tokens":-1}').model == "tiny"
 
 
-@pytest.mark.parametrize("member", [b'"model":5', b'"stream":1', b'"n_discard":-1', b'"n_discard":-1,"n_discard":1'])
-def test_bad_openai_bodies(member: bytes) -> None:
+@pytest.mark.parametrize(
+    "member",
+    [
+        b'"model":5',
+        b'"stream":1',
+        b'"n_discard":-1',
+        b'"n_discard":-1,"n_discard":1',
+        b'"max_tokens":-3',
+        b'"max_tokens":"5"',
+        b'"n_predict":2147483648',
+        b'"n":0',
+        b'"n":129',
+        b'"n_probs":-1',
+        b'"top_n":-1',
+        b'"top_p":1.5',
+        b'"id_slot":-2',
+        b'"temperature":-0.5',
+        b'"mirostat":3',
+        b'"dimensions":0',
+    ],
+)
+def test_bad_bodies_for_the_engine(member: bytes) -> None:
     with pytest.raises(BadRequest, match=member.split(b'"')[1].decode()):
-        decode(OPENAI, b"{" + member + b"}")
+        decode(ENGINE, b"{" + member + b"}")
+
+
+def test_what_nobody_knows_and_what_is_null_passes() -> None:
+    body = decode(ENGINE, b'{"n_discard":null,"n":null,"top_k":-1,"max_tokens":-1,"logprobs":true,"x":{"n_discard":-1},"seed":-5}')
+    assert (body.n_discard, body.top_k, body.max_tokens) == (None, -1, -1)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ async def test_a_request_leaves_one_line_in_the_log(edge: Edge, caplog: pytest.L
     await edge.client.get("/healthz")
     [line] = [record.getMessage() for record in caplog.records if record.name == "modeld.http"]
     assert line.startswith("POST /infer status=200 model=tiny.gguf wait_ms=")
-    assert " tokens=1 request=" in line
+    assert " tokens=1 speed=" in line
 
 
 async def test_requests_are_counted_under_their_route(edge: Edge) -> None:
@@ -183,6 +184,7 @@ async def test_the_document_lists_every_route(edge: Edge) -> None:
     assert body == {"$ref": "#/components/schemas/InferBody"}
     assert document["components"]["schemas"]["InferBody"]["required"] == ["prompt"]
     told = {(route.path, one.name) for route in edge.app.routes for one in route.parameters}
+    told |= {(route.path, name) for route in edge.app.routes for name in re.findall(r"\{([a-z]+)\}", route.path)}
     assert {
         (path, one["name"]) for path, item in document["paths"].items() for x in item.values() for one in x.get("parameters", ())
     } == told

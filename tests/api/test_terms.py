@@ -77,14 +77,11 @@ async def test_a_wrong_header_is_a_400_that_names_it(edge: Edge, path: str, name
         ({"max_tokens": 0}, 0, 1),
         ({"max_tokens": 10**9}, CTX, CTX),
         ({"max_tokens": -1}, ANSWER_TOKENS_ASSUMED, CTX),
-        ({"max_tokens": "7"}, ANSWER_TOKENS_ASSUMED, CTX),
-        ({"max_tokens": [1, {"a": 2}]}, ANSWER_TOKENS_ASSUMED, CTX),
-        ({"max_tokens": None, "n_predict": 5.5}, ANSWER_TOKENS_ASSUMED, CTX),
-        ({"max_tokens": "x", "n_predict": 5}, 5, 5),
+        ({"max_tokens": None, "n_predict": 5.5}, 5, 5),
+        ({"max_output_tokens": 5}, 5, 5),
     ],
 )
 async def test_what_an_openai_body_says_of_its_size(edge: Edge, more: dict[str, object], asked: int, answer: int) -> None:
-    """Nothing that the engine would take is refused for its type or range."""
     assert await ask(edge, "/v1/chat/completions", **more) == 200
     [request] = edge.driver.requests
     assert request.prompt_tokens == -(-len(edge.upstream.asked[0][1]) // BYTES_PER_TOKEN)
@@ -101,7 +98,7 @@ async def test_infer_always_asks_the_model_server_to_stream(edge: Edge) -> None:
     assert second.body_bytes > 40_000
 
 
-@pytest.mark.parametrize("raw", [b'{"model":"tiny","max_tokens" : 5 }', b'{"model":"tiny","max_tokens":[5],"max_tokens":5}'])
+@pytest.mark.parametrize("raw", [b'{"model":"tiny","max_tokens" : 5 }', b'{"model":"tiny","max_tokens":6,"max_tokens":5.0}'])
 async def test_a_limit_is_read_in_any_spelling_of_json(edge: Edge, raw: bytes) -> None:
     edge.upstream.script = answers(WHOLE)
     assert (await edge.client.post("/v1/completions", content=raw, headers=JSON)).status_code == 200
@@ -110,5 +107,6 @@ async def test_a_limit_is_read_in_any_spelling_of_json(edge: Edge, raw: bytes) -
 
 
 def test_the_largest_limit_counts() -> None:
-    assert token_limit([b"", b"3", b'"9"', b"12"]) == 12
-    assert token_limit([b"", b"null", b"-1", b"1e3", b"9" * 30]) is None
+    assert token_limit([None, 3.0, 12.5]) == 12
+    assert token_limit([None, -1.0, -2.0]) is None
+    assert token_limit([0.0, None]) == 0

@@ -96,6 +96,7 @@ def test_every_key_can_come_from_every_source(loaded: Load) -> None:
         "first_token_timeout": "9s",
         "inter_token_timeout": "9s",
         "infer_timeout": "9m",
+        "sse_heartbeat": "9s",
         "drain_timeout": "9s",
         "stop_grace": "1s",
         "shutdown_timeout": "9s",

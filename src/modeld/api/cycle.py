@@ -328,7 +328,7 @@ class Cycle:
 
 def render_error(status: int, kind: str, text: str) -> bytes:
     """The body of an error, as every native route answers it."""
-    return json.dumps({"error": text, "code": status, "kind": kind}).encode()
+    return json.dumps({"error": text, "code": status, "kind": kind, "source": "modeld"}).encode()
 
 
 def _body_too_large(limit: int) -> BodyTooLarge:

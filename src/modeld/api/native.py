@@ -11,7 +11,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qsl
 
 import msgspec
 from msgspec import UNSET
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
 _infer_bodies: Final = msgspec.json.Decoder(InferBody)
 _SAME_NAME: Final = ("temperature", "top_p", "top_k", "stop", "seed", "repeat_penalty", "ignore_eos")
 # Without this the last event would echo the prompt and all settings.
-_LAST_EVENT_FIELDS: Final = ["content", "stop", "stop_type", "tokens_predicted", "tokens_evaluated"]
+_LAST_EVENT_FIELDS: Final = ["content", "stop", "stop_type", "tokens_predicted", "tokens_evaluated", "timings"]
 
 _STREAM_HEADERS: Final[list[Header]] = [(b"content-type", NDJSON.encode()), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 
@@ -122,7 +121,7 @@ class Native:
         return Reply(200, encode(Models(found)))
 
     async def status(self, call: Call) -> Reply:
-        explained = _asks_why(call.query)
+        explained = _asks_why(call)
         seen = self._status(self._snapshot(), self._clock(), time.time())
         if explained:
             _add_reasons(seen, self._explain())
@@ -211,14 +210,12 @@ def _seconds(exact: float) -> float:
     return round(exact, 3)
 
 
-def _asks_why(query: bytes) -> bool:
+def _asks_why(call: Call) -> bool:
     """Whether `explain=1` is in the query. Raises BadRequest for another value than 0 and 1; what else is asked is ignored."""
-    values = [value for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True) if name == "explain"]
-    if not values:
-        return False
-    if values[-1] not in ("0", "1"):
+    asked = call.asked_of("explain")
+    if asked not in (None, "0", "1"):
         raise BadRequest("explain: write explain=1 to be told why, explain=0 (or nothing) not to be")
-    return values[-1] == "1"
+    return asked == "1"
 
 
 def _add_reasons(status: Status, told: Explanation) -> None:
@@ -275,8 +272,7 @@ class _Infer(Answer):
     def data(self, chunk: bytes) -> None:
         translator = self.translator
         lines = translator.feed(chunk)
-        self.prompt_tokens = translator.prompt_tokens
-        self.completion_tokens = translator.completion_tokens
+        self.usage = translator.usage
         if translator.error is not None and self._exchange is not None:
             # The error itself becomes a status, or the last line, where the lease has been given back.
             self._exchange.abort(translator.error)
@@ -304,6 +300,7 @@ class InferStream(_Infer):
             if self.translator.error is not None:
                 return
             call.start(200, _STREAM_HEADERS.copy())
+            call.answer()
         call.connection.write(lines)
 
     def end(self) -> None:

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from modeld.api.schemas import Done, Failed, Token, Usage, encode, fault
+from modeld.api.usage import TokenUsage
 from modeld.errors import BadRequest, BadUpstreamReply, ModeldError
 
 EVENT_BYTES_MAX: Final = 16 << 20
@@ -31,6 +32,11 @@ class _Problem(Struct):
     code: int = 0
 
 
+class _Timings(Struct):
+    cache_n: int = 0
+    predicted_per_second: float = 0.0
+
+
 class _Event(Struct):
     """What is read of one event. The last one has `stop`."""
 
@@ -39,6 +45,7 @@ class _Event(Struct):
     stop_type: str = ""
     tokens_predicted: int = 0
     tokens_evaluated: int = 0
+    timings: _Timings | None = None
     error: _Problem | str | None = None
 
 
@@ -62,8 +69,7 @@ class SseToNdjson:
     def __init__(self, *, stream: bool = True, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
         self.done = False
         self.error: ModeldError | None = None
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
+        self.usage = TokenUsage()
         self._stream = stream
         self._event_bytes_max = event_bytes_max
         self._first = True
@@ -136,8 +142,8 @@ class SseToNdjson:
             return self.fail(BadUpstreamReply("the model server sent an event that is not understood"))
         if event.error is not None:
             return self.fail(_in_band(event.error))
-        self.prompt_tokens = event.tokens_evaluated
-        self.completion_tokens = event.tokens_predicted
+        timings = event.timings or _Timings()
+        self.usage = TokenUsage(event.tokens_evaluated, timings.cache_n, event.tokens_predicted, timings.predicted_per_second)
         line = b""
         if event.content:
             self._content.append(event.content)
@@ -160,7 +166,7 @@ class SseToNdjson:
 def failed_line(error: ModeldError) -> bytes:
     """The last line that says why."""
     seen = fault(error)
-    return encode(Failed(True, error=seen.error, code=seen.code, kind=seen.kind)) + b"\n"
+    return encode(Failed(True, error=seen.error, code=seen.code, kind=seen.kind, source=seen.source)) + b"\n"
 
 
 def upstream_message(body: bytes) -> str:

@@ -4,22 +4,36 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Final
 
 import msgspec
 
-from modeld.api.route import JSON, NDJSON, Call, Reply, Route, Scope
-from modeld.api.schemas import Done, Failed, Fault, OpenAIFault, Token, encode
+from modeld.api.route import JSON, MULTIPART, NDJSON, Call, Dialect, Reply, Route, Scope
+from modeld.api.schemas import AnthropicFault, Done, Failed, Fault, LlamaFault, OpenAIFault, Token, encode
 
+_SEGMENT: Final = {"type": "string", "minLength": 1}
+_IN_PATH: Final = re.compile(r"\{([a-z]+)\}")
+_NO_BRACES: Final = str.maketrans("", "", "{}")
 _REF: Final = "#/components/schemas/{name}"
 _HTML: Final = "text/html; charset=utf-8"
 _POLICY: Final = b"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_FAULTS: Final = {
+    Dialect.NATIVE: Fault,
+    Dialect.OLLAMA: Fault,
+    Dialect.OPENAI: OpenAIFault,
+    Dialect.RESPONSES: OpenAIFault,
+    Dialect.ANTHROPIC: AnthropicFault,
+    Dialect.LLAMA: LlamaFault,
+}
+_UPLOAD: Final = {"type": "object", "properties": {"model": {"type": "string"}, "file": {"type": "string", "format": "binary"}}}
 _ERRORS: Final = (
     "400 bad request · 403 Origin or peer refused · 404 unknown model or route · 405 method · 408 body too slow · 413 body too big · "
-    "415 not application/json · 421 Host · 429 queue full or waited too long (Retry-After) · 431 headers too big · 500 our fault · "
-    "502 the model server failed · 503 unavailable, draining or backing off (Retry-After) · 504 deadline · 507 can never fit"
+    "415 content type · 421 Host · 429 queue full or waited too long (Retry-After) · 431 headers too big · 500 our fault · "
+    "501 not supported · 502 the model server failed · 503 unavailable, draining or backing off (Retry-After) · 504 deadline · "
+    "507 can never fit"
 )
 
 
@@ -58,7 +72,7 @@ class Documents:
 def document(table: Sequence[Route], version: str) -> dict[str, Any]:
     """The OpenAPI 3.1 document of a route table."""
     roots = [schema for route in table for schema in (route.body, route.answer) if schema is not None]
-    roots += [Token, Done, Failed, Fault, OpenAIFault]
+    roots += [Token, Done, Failed, *_FAULTS.values()]
     unique = list({repr(root): root for root in roots}.values())
     schemas, components = msgspec.json.schema_components(unique, ref_template=_REF)
     by_root = {repr(root): schema for root, schema in zip(unique, schemas, strict=True)}
@@ -84,23 +98,30 @@ def _operation(route: Route, schemas: dict[str, dict[str, Any]]) -> dict[str, An
         answer[JSON] = {"schema": schemas[repr(Done)]}
     else:
         answer = {route.media: {"schema": schemas[repr(route.answer)] if route.answer is not None else {"type": "string"}}}
-    wrong = schemas[repr(OpenAIFault if route.path.startswith("/v1/") else Fault)]
+    wrong = schemas[repr(_FAULTS[route.dialect])]
     operation: dict[str, Any] = {
         "summary": route.summary,
-        "operationId": f"{route.method} {route.path}".lower().replace("/", "_").replace(".", "_").replace(" ", ""),
+        "operationId": f"{route.method} {route.path}".lower().replace("/", "_").replace(".", "_").replace(" ", "").translate(_NO_BRACES),
         "x-scope": route.scope.value,
         "responses": {
             "200": {"description": "OK", "content": answer},
             "default": {"description": _ERRORS, "content": {JSON: {"schema": wrong}}},
         },
     }
-    if route.parameters:
-        operation["parameters"] = [
-            {"name": one.name, "in": one.place, "required": False, "description": one.summary, "schema": dict(one.schema)}
-            for one in route.parameters
-        ]
-    if route.body is not None:
-        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas[repr(route.body)]}}}
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in _IN_PATH.findall(route.path)
+    ]
+    parameters += [
+        {"name": one.name, "in": one.place, "required": False, "description": one.summary, "schema": dict(one.schema)}
+        for one in route.parameters
+    ]
+    if parameters:
+        operation["parameters"] = parameters
+    if route.has_body:
+        schema = {"type": "object"} if route.body is None else schemas[repr(route.body)]
+        content = {media: {"schema": _UPLOAD if media == MULTIPART else schema} for media in route.takes}
+        operation["requestBody"] = {"required": not route.body_optional, "content": content}
     return operation
 
 
@@ -121,11 +142,9 @@ def _section(route: Route, described: dict[str, Any]) -> str:
     operation = described["paths"][route.path][route.method.lower()]
     wanted = ""
     if "requestBody" in operation:
-        schema = operation["requestBody"]["content"][JSON]["schema"]
-        name = schema.get("$ref", "").rpartition("/")[2]
-        wanted = (
-            f"<details><summary>body</summary><pre>{html.escape(encode_pretty(described['components']['schemas'][name]))}</pre></details>"
-        )
+        schema = next(iter(operation["requestBody"]["content"].values()))["schema"]
+        shown = described["components"]["schemas"].get(schema.get("$ref", "").rpartition("/")[2], schema)
+        wanted = f"<details><summary>body</summary><pre>{html.escape(encode_pretty(shown))}</pre></details>"
     for one in route.parameters:
         wanted += f"<p>{html.escape(one.place)} <code>{html.escape(one.name)}</code>: {html.escape(one.summary)}</p>"
     media = ", ".join(operation["responses"]["200"]["content"])

@@ -8,9 +8,12 @@
    A client that reads slowly pauses the child; one that leaves ends the exchange at once, and with it the generation.
 5. The lease is given back, then an error becomes a status (nothing sent yet) or the answer's last record.
 
-When the instance fails before the client has had anything, the request stands in its old place again and another instance is asked: steps
-2 to 4 once more, with the body that was kept for it. How often is core's decision. An answer of a healthy instance is never asked for
-again, be it an error status or nonsense: it would be the same.
+A request that asked for an event stream and waits long gets the head of its answer and comments (`Heartbeat`): from then on a failure is
+in-band, and nothing else changes, for of the model's answer the client has had nothing.
+
+When the instance fails before the client has had anything of the answer, the request stands in its old place again and another instance
+is asked: steps 2 to 4 once more, with the body that was kept for it. How often is core's decision. An answer of a healthy instance is
+never asked for again, be it an error status or nonsense: it would be the same.
 """
 
 from __future__ import annotations
@@ -22,19 +25,22 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from copy import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from modeld.api.ndjson import is_showable, upstream_message
-from modeld.api.route import JSON, Call, Header, Reply
+from modeld.api.ndjson import upstream_message
+from modeld.api.route import Call, Header, Reply
+from modeld.api.usage import TokenUsage
 from modeld.core.model import ModelId, ModelSpec, Request, RequestId
 from modeld.errors import (
-    BadRequest,
     BadUpstreamReply,
     ClientGone,
     InstanceFault,
+    InvariantError,
     ModeldError,
     ModelUnavailable,
     NoModelNamed,
+    RefusedByModel,
     UnknownModel,
 )
 
@@ -57,8 +63,9 @@ _ASK_HEADERS: Final[list[Header]] = [(b"content-type", b"application/json"), (b"
 class Answer(ABC):
     """How one dialect turns a child's answer into the client's. One object per request; it is the sink of the exchange."""
 
-    prompt_tokens = 0
-    completion_tokens = 0
+    usage = TokenUsage()
+    beats = False
+    """Whether `beat` may be called while the request waits for the model's first byte."""
 
     def __init__(self, call: Call) -> None:
         self.call = call
@@ -69,6 +76,10 @@ class Answer(ABC):
 
         Called anew for each instance that is asked: what an earlier one said is forgotten here.
         """
+
+    def beat(self) -> None:
+        """Show the client that its request is alive: the head, if it has not gone out, and something that no client takes for an answer."""
+        raise InvariantError("this answer has no way to say that it waits")
 
     @abstractmethod
     def data(self, chunk: bytes) -> None:
@@ -106,6 +117,37 @@ class Ending:
             cut(self.error)
 
 
+class Heartbeat:
+    """Beats for an answer that waits for its model's first byte: after `seconds`, and again each time they are over; 0 = never."""
+
+    def __init__(self, call: Call, answer: Answer, seconds: float) -> None:
+        self._call = call
+        self._answer = answer
+        self._seconds = seconds
+        self._timer: asyncio.TimerHandle | None = None
+        if answer.beats and seconds > 0:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._beat)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _beat(self) -> None:
+        if self._call.answered or self._call.connection.disconnected:
+            return
+        self._answer.beat()
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._beat)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a child is asked, besides the body."""
+
+    method: str
+    path: str
+    headers: list[Header]
+
+
 class Relay:
     """The way of a request to a model, shared by all dialects."""
 
@@ -116,12 +158,14 @@ class Relay:
         metrics: Metrics,
         *,
         default_model: str | None,
+        heartbeat_seconds: float = 0.0,
         rescan: Callable[[], Awaitable[None]] | None,
     ) -> None:
         self._driver = driver
         self._table = table
         self._metrics = metrics
         self._default_model = default_model
+        self._heartbeat_seconds = heartbeat_seconds
         self._rescan = rescan
         self._rescan_lock = asyncio.Lock()
         self._rescanned_at = float("-inf")
@@ -147,11 +191,18 @@ class Relay:
                     self._rescanned_at = time.monotonic()
             return _named(await self._table(), name)
 
-    async def serve(self, call: Call, model: ModelId, path: str, answer: Answer) -> Reply | None:
-        """Have the child of `model` answer `POST path` with `call.body`. Raises whatever went wrong before the first byte."""
+    async def serve(
+        self, call: Call, model: ModelId, path: str, answer: Answer, *, method: str = "POST", headers: list[Header] | None = None
+    ) -> Reply | None:
+        """Have the child of `model` answer `method path` with `call.body`. Raises whatever went wrong before the head of the answer.
+
+        headers   of the request to the child; by default they say that the body is JSON
+        """
         call.model = model
+        ask = Ask(method, path, _ASK_HEADERS if headers is None else headers)
+        heart = Heartbeat(call, answer, self._heartbeat_seconds)
         try:
-            await self._run(call, model, path, answer)
+            await self._run(call, model, ask, answer)
         except ModeldError as error:
             if not call.begun or isinstance(error, ClientGone):
                 raise
@@ -159,12 +210,13 @@ class Relay:
             answer.fail(error)
             return None
         finally:
+            heart.stop()
             call.body = b""  # an error may keep our frames alive, it must not keep the prompt
-            call.tokens = answer.completion_tokens
-            self._metrics.tokens(answer.prompt_tokens, answer.completion_tokens)
+            call.usage = answer.usage
+            self._metrics.tokens(answer.usage)
         return answer.reply()
 
-    async def _run(self, call: Call, model: ModelId, path: str, answer: Answer) -> None:
+    async def _run(self, call: Call, model: ModelId, ask: Ask, answer: Answer) -> None:
         connection = call.connection
         if connection.disconnected:
             raise ClientGone("the client left")
@@ -179,7 +231,7 @@ class Relay:
                     call.wait_seconds += time.monotonic() - since
                     waits = False
                     lease.on_revoke(ending.end)
-                    failure = await self._ask(call, lease, path, answer, ending)
+                    failure = await self._ask(call, lease, ask, answer, ending)
                     if failure is None:
                         return
                     if connection.disconnected:
@@ -192,11 +244,11 @@ class Relay:
                 call.wait_seconds += time.monotonic() - since
             ending.now(_nothing)
 
-    async def _ask(self, call: Call, lease: Lease, path: str, answer: Answer, ending: Ending) -> InstanceFault | None:
+    async def _ask(self, call: Call, lease: Lease, ask: Ask, answer: Answer, ending: Ending) -> InstanceFault | None:
         """None when the child has answered; what it failed with when another may be asked, for the client has had nothing yet."""
-        answer.prompt_tokens = answer.completion_tokens = 0  # of an instance that was asked before
+        answer.usage = TokenUsage()  # of an instance that was asked before
         try:
-            exchange = await _open(call, lease, path, ending)
+            exchange = await _open(call, lease, ask, ending)
             try:
                 lease.follow(exchange)
                 ending.now(exchange.abort)
@@ -209,11 +261,11 @@ class Relay:
                 ending.now(_nothing)
                 exchange.abort()
         except InstanceFault as fault:
-            if call.begun or isinstance(fault, BadUpstreamReply):
+            if call.answered or isinstance(fault, BadUpstreamReply):
                 raise
             return copy(fault)  # its traceback would hold all of this while the request waits
         finally:
-            lease.tokens = answer.completion_tokens
+            lease.tokens = answer.usage.completion
         return None
 
 
@@ -235,7 +287,7 @@ def _request(number: RequestId, model: ModelId, call: Call) -> Request:
     )
 
 
-async def _open(call: Call, lease: Lease, path: str, ending: Ending) -> Exchange:
+async def _open(call: Call, lease: Lease, ask: Ask, ending: Ending) -> Exchange:
     """Ask the child and wait for its head; `ending` closes the connection. A timeout without a time is what a callback can cancel."""
     if ending.error is not None:
         raise ending.error
@@ -244,7 +296,7 @@ async def _open(call: Call, lease: Lease, path: str, ending: Ending) -> Exchange
         async with asyncio.timeout(None) as bound:
             ending.now(lambda _: bound.reschedule(loop.time() - 1))
             try:
-                exchange = await lease.served.generate("POST", path, _ASK_HEADERS, call.body)
+                exchange = await lease.served.generate(ask.method, ask.path, ask.headers, call.body)
             finally:
                 ending.now(_nothing)
     except TimeoutError:
@@ -288,22 +340,9 @@ async def refusal(exchange: Exchange) -> ModeldError:
     message = upstream_message(await exchange.read(REFUSAL_BYTES_MAX))
     status = exchange.status
     if status in (400, 413, 422):
-        return BadRequest(message or "the model server refused the request")
+        return RefusedByModel(message or "the model server refused the request")
     if status == 503:
         return ModelUnavailable(
             f"the model server cannot answer now: {message}" if message else "the model server cannot answer now; try again"
         )
     return BadUpstreamReply(f"the model server failed: {message}" if message else f"the model server answered with status {status}")
-
-
-async def refusal_as_is(exchange: Exchange) -> Reply:
-    """A child's refusal of a bad request, byte for byte if it may be shown. Raises what any other error status means."""
-    status = exchange.status
-    if not 400 <= status < 500 or status in (401, 403, 407):
-        raise await refusal(exchange)  # a rejected key is the operator's, not the client's
-    body = await exchange.read(REFUSAL_BYTES_MAX)
-    message = upstream_message(body)
-    if not message or not is_showable(body.decode("utf-8", "replace")):
-        raise BadRequest(message or "the model server refused the request")
-    retry = tuple((name, value) for name, value in exchange.headers if name == b"retry-after")
-    return Reply(status, body, JSON, retry)

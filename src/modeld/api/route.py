@@ -12,13 +12,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
+from urllib.parse import parse_qsl
 
+from modeld.api.usage import NO_USAGE, TokenUsage
 from modeld.core.model import Priority
 
 Header = tuple[bytes, bytes]
 """One header line: lower-case name, value."""
 
 JSON = "application/json"
+MULTIPART = "multipart/form-data"
 NDJSON = "application/x-ndjson"
 EVENT_STREAM = "text/event-stream"
 PLAIN = "text/plain; charset=utf-8"
@@ -30,6 +33,18 @@ class Scope(StrEnum):
     OPEN = "open"
     READ = "read"
     INFER = "infer"
+    ADMIN = "admin"
+
+
+class Dialect(StrEnum):
+    """Whose shapes a route speaks: that of its errors above all (dialects.py)."""
+
+    NATIVE = "modeld"
+    OPENAI = "openai"
+    RESPONSES = "responses"
+    ANTHROPIC = "anthropic"
+    LLAMA = "llama.cpp"
+    OLLAMA = "ollama"
 
 
 class Connection(Protocol):
@@ -93,11 +108,14 @@ class Call:
     id              the request id of the client, or ours
     headers         lower-case name -> value; of a repeated name the last one
     query           what follows the `?` of the address, as it came
+    path            what was asked for, as it came
+    values          what stands at the `{names}` of the route's path, percent-decoded; a last `{rest}` as it came
     answer_headers  what every answer to this request carries: request id, CORS, type sniffing off
-    body            the request's body; emptied when the answer begins: until then another instance may have to be asked
+    body            the request's body; emptied when the model's answer begins: until then another instance may have to be asked
     terms           what the scheduler is told of it besides its model
     begun           the head of the answer went out through `connection`
-    status, model, wait_seconds, tokens, fault   for the log line
+    answered        a byte of the model's answer went out: it can be asked of nobody else any more
+    status, model, wait_seconds, usage, fault   for the log line
     """
 
     id: str
@@ -105,22 +123,36 @@ class Call:
     headers: Mapping[bytes, bytes]
     connection: Connection
     answer_headers: list[Header] = field(default_factory=list)
+    path: str = ""
     query: bytes = b""
+    values: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     terms: Terms = Terms()
     begun: bool = False
+    answered: bool = False
     status: int = 0
     model: str = "-"
     wait_seconds: float = 0.0
-    tokens: int = 0
+    usage: TokenUsage = NO_USAGE
     fault: str = ""
 
     def start(self, status: int, headers: list[Header]) -> None:
         """Send the head of a streamed answer."""
         self.begun = True
-        self.body = b""  # a long answer need not hold a long prompt in memory
         self.status = status
         self.connection.start(status, [*headers, *self.answer_headers])
+
+    def asked_of(self, name: str) -> str | None:
+        """The last value of `name` in the query, None when there is none."""
+        if not self.query:
+            return None
+        values = [value for key, value in parse_qsl(self.query.decode("latin-1"), keep_blank_values=True) if key == name]
+        return values[-1] if values else None
+
+    def answer(self) -> None:
+        """The model's own answer begins now."""
+        self.answered = True
+        self.body = b""  # a long answer need not hold a long prompt in memory
 
 
 Handler = Callable[[Call], Awaitable[Reply | None]]
@@ -140,7 +172,11 @@ class Parameter:
 class Route:
     """One row of the route table: it dispatches, and /openapi.json is made of it.
 
+    path       exact, or with `{names}` for a segment each; a last `{rest}` stands for all that follows
+    dialect    whose shapes its answers and errors have
+    takes      media types of the body
     body       schema of the JSON body, None when the route takes none
+    body_optional  whether an empty body, then without a content type, will do
     answer     schema of the 200 answer, None when it is not JSON of ours
     media      content type of the 200 answer
     parameters what it reads besides the body
@@ -152,8 +188,16 @@ class Route:
     scope: Scope
     summary: str
     handler: Handler
+    dialect: Dialect = Dialect.NATIVE
     body: Any = None
     answer: Any = None
     media: str = JSON
     parameters: tuple[Parameter, ...] = ()
     small_body: bool = False
+    takes: tuple[str, ...] = (JSON,)
+    body_optional: bool = False
+
+    @property
+    def has_body(self) -> bool:
+        """Whether a body is read."""
+        return self.method in ("POST", "PUT", "PATCH") or self.body is not None

@@ -10,7 +10,7 @@ import re
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from modeld.errors import BadRequest, Forbidden, InvariantError, ModeldError
 
@@ -19,6 +19,7 @@ SEED_MAX = 2**32 - 1
 STOPS_MAX = 16
 STOP_CHARACTERS_MAX = 1024
 PENALTY_MAX = 1e6
+N_MAX = 128
 
 OUR_FAULT = "modeld made a mistake; the log of the daemon says more under this request's id"
 RETRY_SECONDS = 1
@@ -45,19 +46,66 @@ class InferBody(Struct):
     ignore_eos: bool | None = None
 
 
-class OpenAIBody(Struct):
-    """What is read of a body under /v1; everything goes to the model server unchanged.
+# Numbers in a range, or null. Fractions pass where whole numbers are meant: what else is wrong with one the engine says.
+Tokens = Annotated[float, Meta(ge=-2, le=INT32_MAX)] | None
+"""A number of tokens. llama.cpp's -1 is "until the model ends", -2 "until the context is full"."""
+Count = Annotated[float, Meta(ge=0, le=INT32_MAX)] | None
+Some = Annotated[float, Meta(ge=1, le=INT32_MAX)] | None
+Answers = Annotated[float, Meta(ge=1, le=N_MAX)] | None
+Switch = Annotated[float, Meta(ge=-1, le=INT32_MAX)] | None
+"""A number whose -1 means "all" or "off"."""
+Share = Annotated[float, Meta(ge=0, le=1)] | None
+Positive = Annotated[float, Meta(ge=0, le=PENALTY_MAX)] | None
+Penalty = Annotated[float, Meta(ge=-PENALTY_MAX, le=PENALTY_MAX)] | None
+MirostatVersion = Annotated[float, Meta(ge=0, le=2)] | None
 
-    `n_discard` is read only because a negative one has corrupted memory in builds of llama.cpp that people run. The token limits are
-    read for an estimate, in whatever shape they come: whether they are any good is for the model server to say.
+
+class EngineBody(Struct):
+    """What is read of a body that goes to the model server unchanged: its name, whether it streams, and the numbers whose range is known.
+
+    Everything else passes unread. The ranges keep out what no caller can mean and what has harmed builds of llama.cpp that people run: a
+    negative `n_discard` wrote outside of a buffer (CVE-2026-21869). Names and meanings: llama.cpp's tools/server/README.md.
     """
 
     model: str | None = None
     stream: bool | None = None
-    n_discard: Annotated[int, Meta(ge=0)] | None = None
-    max_tokens: Raw = msgspec.field(default_factory=Raw)
-    max_completion_tokens: Raw = msgspec.field(default_factory=Raw)
-    n_predict: Raw = msgspec.field(default_factory=Raw)
+    max_tokens: Tokens = None
+    max_completion_tokens: Tokens = None
+    max_output_tokens: Tokens = None
+    n_predict: Tokens = None
+    n_discard: Count = None
+    n_keep: Switch = None
+    n_indent: Count = None
+    n_probs: Count = None
+    n_cache_reuse: Count = None
+    n: Answers = None
+    n_cmpl: Answers = None
+    min_keep: Count = None
+    top_logprobs: Count = None
+    top_n: Count = None
+    top_k: Switch = None
+    id_slot: Switch = None
+    temperature: Positive = None
+    dynatemp_range: Positive = None
+    top_p: Share = None
+    min_p: Share = None
+    typical_p: Share = None
+    xtc_probability: Share = None
+    xtc_threshold: Share = None
+    repeat_last_n: Switch = None
+    repeat_penalty: Positive = None
+    presence_penalty: Penalty = None
+    frequency_penalty: Penalty = None
+    dry_multiplier: Positive = None
+    dry_base: Positive = None
+    dry_allowed_length: Count = None
+    dry_penalty_last_n: Switch = None
+    mirostat: MirostatVersion = None
+    mirostat_tau: Positive = None
+    mirostat_eta: Positive = None
+    dimensions: Some = None
+    t_max_predict_ms: Switch = None
+    t_max_prompt_ms: Switch = None
 
 
 # --- out --------------------------------------------------------------------------------------------------------------
@@ -201,20 +249,22 @@ class Done(Struct):
 
 
 class Failed(Struct):
-    """The last line of `/infer` when it failed after the first byte."""
+    """The last line of `/infer` when it failed after the first byte. `source` says who failed: "modeld" or "model"."""
 
     done: Literal[True]
     error: str
     code: int
     kind: str
+    source: str
 
 
 class Fault(Struct):
-    """An error: text, HTTP status, and the word that stays the same over versions."""
+    """An error: text, HTTP status, the word that stays the same over versions, and who failed: "modeld" or "model"."""
 
     error: str
     code: int
     kind: str
+    source: str
 
 
 class OpenAIFaultBody(Struct):
@@ -231,9 +281,61 @@ class OpenAIFault(Struct):
     error: OpenAIFaultBody
 
 
+class LlamaFaultBody(Struct):
+    """llama.cpp's own shape, with two members more: `kind`, the word that stays the same over versions, and `source`."""
+
+    code: int
+    message: str
+    type: str
+    kind: str
+    source: str
+
+
+class LlamaFault(Struct):
+    error: LlamaFaultBody
+
+
+class AnthropicFaultBody(Struct):
+    """`type` is Anthropic's word, `code` ours, `source` who failed."""
+
+    type: str
+    message: str
+    code: str
+    source: str
+
+
+class AnthropicFault(Struct):
+    error: AnthropicFaultBody
+    type: str = "error"
+
+
+class ModelMeta(Struct):
+    """What clients may want to know before they choose a model.
+
+    n_ctx        tokens over all slots, as it is or would be loaded; n_ctx_train what it was trained for, 0 = unknown
+    slots        requests it serves at the same time
+    state        of its instance: loading, ready, draining, stopping, failed, or "unloaded"
+    footprint_mb what it holds, or would take, MiB
+    """
+
+    n_ctx: int
+    n_ctx_train: int
+    slots: int
+    modalities: list[str]
+    state: str
+    footprint_mb: int
+    quant: str
+    family: str
+    size_bytes: int
+
+
 class OpenAIModel(Struct):
+    """`aliases` are further names it answers to."""
+
     id: str
     created: int
+    meta: ModelMeta
+    aliases: list[str]
     object: str = "model"
     owned_by: str = "modeld"
 
@@ -249,6 +351,9 @@ T = TypeVar("T")
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)
 _encoder = msgspec.json.Encoder()
+_TYPES = re.compile(r"`(\w+)`")
+_WORDS = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "object": "an object", "array": "a list"}
+"""msgspec's words for types, in ours."""
 
 
 def encode(value: Any) -> bytes:
@@ -263,7 +368,7 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     except msgspec.ValidationError as error:
         match = _AT.match(str(error))
         what, field = (match["what"], match["field"]) if match else (str(error), None)
-        what = what.replace(" | null", "")
+        what = _TYPES.sub(lambda found: _WORDS.get(found[1], found[0]), what.replace(" | null", ""))
         raise BadRequest(f"{field}: {what}" if field else what) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         what = "it is not valid UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
@@ -274,13 +379,13 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
 
 def fault(error: ModeldError) -> Fault:
     """What a client may know of an error."""
-    return Fault(shown(error), error.http_status, error.kind)
+    return Fault(shown(error), error.http_status, error.kind, error.source)
 
 
 def openai_fault(error: ModeldError) -> OpenAIFault:
     """The same in OpenAI's shape."""
     param = "model" if error.kind in ("unknown_model", "no_model_named") else None
-    return OpenAIFault(OpenAIFaultBody(shown(error), _openai_type(error), param, error.kind, error.source))
+    return OpenAIFault(OpenAIFaultBody(shown(error), openai_type(error), param, error.kind, error.source))
 
 
 def shown(error: ModeldError) -> str:
@@ -295,7 +400,8 @@ def retry_after(error: ModeldError) -> int | None:
     return RETRY_SECONDS if error.http_status in (429, 503) else None
 
 
-def _openai_type(error: ModeldError) -> str:
+def openai_type(error: ModeldError) -> str:
+    """OpenAI's word for this sort of error, which llama.cpp uses too."""
     if isinstance(error, Forbidden):
         return "permission_error"
     if error.http_status == 429:

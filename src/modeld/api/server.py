@@ -6,9 +6,10 @@ What a request passes, in this order; the first that objects answers:
  2. metrics, log   counted and timed under the route's path, whatever happens below
  3. access         peer, Host, Origin (access.py); not asked for routes of scope "open"
  4. CORS           preflights are answered; allowed origins get their headers
- 5. route          exact match of the raw path: no redirect, no decoding, no trailing slash. 404 with a hint, 405 with Allow;
-                   HEAD works as GET, OPTIONS tells the methods
- 6. content type   a POST must bring application/json, uncompressed, so that no simple cross-site form can reach a handler
+ 5. route          exact match of the raw path, else of a path with `{names}`: no redirect, no trailing slash. 404 with a hint, 405 with
+                   Allow; HEAD works as GET, OPTIONS tells the methods
+ 6. content type   a body must be what the route takes, nearly always application/json, and uncompressed, so that no simple cross-site
+                   form can reach a handler
  7. body           read whole, up to the route's cap
  8. handler
 
@@ -28,14 +29,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from modeld import __version__
 from modeld.api.access import Access, AccessOptions, Cors, CorsOptions
+from modeld.api.dialects import dialect_of, error_body
+from modeld.api.llamacpp import LlamaCpp
 from modeld.api.metrics import UNMATCHED, Metrics
 from modeld.api.native import Native
 from modeld.api.openai import OpenAI
 from modeld.api.openapi import Documents
 from modeld.api.ops import Ops
+from modeld.api.passthrough import Passthrough
 from modeld.api.relay import Relay
-from modeld.api.route import JSON, Call, Header, Reply, Route, Scope
-from modeld.api.schemas import encode, fault, openai_fault, retry_after
+from modeld.api.route import JSON, MULTIPART, Call, Dialect, Header, Reply, Route, Scope
+from modeld.api.routing import Match, RouteTable
+from modeld.api.schemas import retry_after
 from modeld.core.model import ModelId
 from modeld.errors import ClientGone, InvariantError, MethodNotAllowed, ModeldError, UnknownRoute, WrongContentType
 
@@ -63,11 +68,13 @@ class EdgeOptions:
     max_body_bytes        cap of an /infer body
     max_api_body_bytes    cap of every other body
     default_model         for requests that name none, or None
+    heartbeat_seconds     between two comments on an event stream that waits; 0 = none
     """
 
     max_body_bytes: int = 1 << 20
     max_api_body_bytes: int = 64 << 20
     default_model: str | None = None
+    heartbeat_seconds: float = 5.0
     allow_remote: bool = False
     allowed_hosts: tuple[str, ...] = ()
     own_hosts: tuple[str, ...] = ()
@@ -91,7 +98,8 @@ def build_app(
     """
     cors = Cors(options.cors)
     access = Access(AccessOptions(options.allow_remote, options.allowed_hosts, options.own_hosts), cors)
-    relay = Relay(driver, table, metrics, default_model=options.default_model, rescan=rescan)
+    relay = Relay(driver, table, metrics, default_model=options.default_model, heartbeat_seconds=options.heartbeat_seconds, rescan=rescan)
+    passthrough = Passthrough(relay)
     metrics.watch(driver.snapshot, engine)
     documents = Documents(__version__)
     native = Native(
@@ -105,7 +113,8 @@ def build_app(
     )
     routes = [
         *native.routes(),
-        *OpenAI(relay, table=table).routes(),
+        *OpenAI(relay, passthrough, table=table, snapshot=driver.snapshot).routes(),
+        *LlamaCpp(relay, passthrough).routes(),
         *Ops(metrics, driver.snapshot).routes(),
         *documents.routes(),
     ]
@@ -122,12 +131,7 @@ class App:
         self._options = options
         self._cors = cors
         self._metrics = metrics
-        self._by_path: dict[str, dict[str, Route]] = {}
-        for route in self.routes:
-            methods = self._by_path.setdefault(route.path, {})
-            if route.method in methods:
-                raise InvariantError(f"two routes for {route.method} {route.path}")
-            methods[route.method] = route
+        self._table = RouteTable(self.routes)
 
     async def __call__(self, scope: Mapping[str, Any], receive: AsgiReceive, send: AsgiSend) -> None:
         match scope["type"]:
@@ -141,27 +145,28 @@ class App:
     async def _http(self, scope: Mapping[str, Any], send: AsgiSend) -> None:
         started = time.monotonic()
         path = scope["raw_path"].decode("latin-1")
-        methods = self._by_path.get(path, {})
-        label = path if methods else UNMATCHED
-        call = _call(scope)
+        found = self._table.match(path)
+        label = found.path or UNMATCHED
+        call = _call(scope, path)
         self._metrics.arrived(label)
         try:
             try:
-                reply = await self._answer(call, scope, path, methods)
+                reply = await self._answer(call, scope, found)
             except ModeldError as error:
-                reply = _refused(call, path, error)
+                reply = _refused(call, found.dialect(call.method), error)
             except Exception as error:
                 # The last resort: the client gets a 500, the log the story.
                 log.exception("request %s %s: our fault", call.id, label)
-                reply = _refused(call, path, InvariantError(str(error)))
+                reply = _refused(call, found.dialect(call.method), InvariantError(str(error)))
             if reply is not None:
                 call.status = reply.status
                 await _send(call, reply, send)
         finally:
             self._finished(call, label, time.monotonic() - started)
 
-    async def _answer(self, call: Call, scope: Mapping[str, Any], path: str, methods: dict[str, Route]) -> Reply | None:
+    async def _answer(self, call: Call, scope: Mapping[str, Any], found: Match) -> Reply | None:
         """Steps 3 to 8."""
+        methods = found.methods
         wanted = "GET" if call.method == "HEAD" else call.method
         if not any(route.scope is Scope.OPEN for route in methods.values()):
             server = scope.get("server")
@@ -175,9 +180,10 @@ class App:
                 return Reply(204, headers=allowed)
         route = methods.get(wanted)
         if route is None:
-            return self._no_route(call.method, path, methods)
-        if route.method == "POST":
-            _check_content_type(call.headers)
+            return self._no_route(call, methods)
+        call.values = found.values
+        if route.has_body:
+            _check_content_type(call.headers, route)
             call.body = await call.connection.body(self._options.max_body_bytes if route.small_body else self._options.max_api_body_bytes)
         return await route.handler(call)
 
@@ -187,16 +193,16 @@ class App:
         self._metrics.arrived(UNMATCHED)
         self._metrics.answered(UNMATCHED, "OTHER", error.http_status, 0.0)
         log.info("- %s status=%d request=%s fault=%s", UNMATCHED, error.http_status, request_id, error.kind)
-        body = openai_fault(error) if url.startswith(b"/v1/") else fault(error)
-        return Reply(error.http_status, encode(body), headers=((b"x-request-id", request_id.encode()),))
+        body = error_body(dialect_of(url.partition(b"?")[0].decode("latin-1")), error)
+        return Reply(error.http_status, body, headers=((b"x-request-id", request_id.encode()),))
 
-    def _no_route(self, method: str, path: str, methods: dict[str, Route]) -> Reply:
+    def _no_route(self, call: Call, methods: Mapping[str, Route]) -> Reply:
         if not methods:
-            near = difflib.get_close_matches(path[:100], self._by_path, n=1)
+            near = difflib.get_close_matches(call.path[:100], self._table.paths, n=1)
             hint = f"did you mean {near[0]}?" if near else "GET /docs lists the routes"
             raise UnknownRoute(f"there is no such route; {hint}")
         allow = tuple(sorted({*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else [])}))
-        if method == "OPTIONS":
+        if call.method == "OPTIONS":
             return Reply(204, headers=((b"allow", ", ".join(allow).encode()),))
         raise MethodNotAllowed(f"this route takes {' or '.join(methods)}", allow=allow)
 
@@ -205,37 +211,44 @@ class App:
         self._metrics.answered(label, call.method, status, seconds)
         log.log(
             logging.DEBUG if label in _QUIET else logging.INFO,
-            "%s %s status=%d model=%s wait_ms=%d total_ms=%d tokens=%d request=%s%s",
+            "%s %s status=%d model=%s wait_ms=%d total_ms=%d prompt=%d cached=%d tokens=%d speed=%.1f request=%s%s",
             call.method,
             label,
             status,
             call.model,
             round(call.wait_seconds * 1000),
             round(seconds * 1000),
-            call.tokens,
+            call.usage.prompt,
+            call.usage.cached,
+            call.usage.completion,
+            call.usage.tokens_per_second,
             call.id,
             f" fault={call.fault}" if call.fault else "",
         )
 
 
-def _call(scope: Mapping[str, Any]) -> Call:
+def _call(scope: Mapping[str, Any], path: str) -> Call:
     headers: dict[bytes, bytes] = dict(scope["headers"])
     asked = headers.get(b"x-request-id", b"")
     request_id = asked.decode("ascii") if _REQUEST_ID.fullmatch(asked) else secrets.token_hex(8)
-    call = Call(request_id, scope["method"], headers, scope["extensions"]["modeld"], query=scope["query_string"])
+    call = Call(request_id, scope["method"], headers, scope["extensions"]["modeld"], path=path, query=scope["query_string"])
     call.answer_headers += [(b"x-request-id", request_id.encode("ascii")), (b"x-content-type-options", b"nosniff")]
     return call
 
 
-def _check_content_type(headers: Mapping[bytes, bytes]) -> None:
-    media = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if media != JSON.encode():
-        raise WrongContentType("the body must be JSON; send Content-Type: application/json")
+def _check_content_type(headers: Mapping[bytes, bytes], route: Route) -> None:
+    media = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
+    is_empty = b"transfer-encoding" not in headers and headers.get(b"content-length", b"0").strip() == b"0"
+    if media not in route.takes and not (route.body_optional and is_empty and not media):
+        what = {JSON: "JSON", MULTIPART: "a multipart upload"}
+        raise WrongContentType(
+            f"the body must be {' or '.join(what[one] for one in route.takes)}; send Content-Type: {' or '.join(route.takes)}"
+        )
     if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
         raise WrongContentType("the body must not be compressed; send it without Content-Encoding")
 
 
-def _refused(call: Call, path: str, error: ModeldError) -> Reply | None:
+def _refused(call: Call, dialect: Dialect, error: ModeldError) -> Reply | None:
     """An error as an answer; None when there is nobody left to tell, or no way to any more."""
     call.fault = error.kind
     if isinstance(error, ClientGone):
@@ -252,8 +265,7 @@ def _refused(call: Call, path: str, error: ModeldError) -> Reply | None:
         headers.append((b"retry-after", str(seconds).encode()))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", ", ".join(error.allow).encode()))
-    is_openai = path == "/v1" or path.startswith("/v1/")
-    return Reply(error.http_status, encode(openai_fault(error) if is_openai else fault(error)), headers=tuple(headers))
+    return Reply(error.http_status, error_body(dialect, error), headers=tuple(headers))
 
 
 async def _send(call: Call, reply: Reply, send: AsgiSend) -> None:

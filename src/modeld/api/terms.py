@@ -29,7 +29,6 @@ ANSWER_TOKENS_ASSUMED: Final = 256
 _PRIORITY: Final = b"x-modeld-priority"
 _TIMEOUT: Final = b"x-modeld-timeout"
 _SECONDS: Final = re.compile(r"\d{1,9}(?:\.\d{1,9})?|\.\d{1,9}", re.ASCII)
-_COUNT: Final = re.compile(rb"\d{1,10}")
 _SHOWN_MAX: Final = 40
 
 PARAMETERS: Final = (
@@ -69,9 +68,9 @@ def terms_of(call: Call, spec: ModelSpec, *, asked: int | None, streams: bool) -
     )
 
 
-def token_limit(given: Iterable[bytes]) -> int | None:
-    """The largest of the limits in raw JSON that are whole numbers, None when none is: what else stands there is the engine's to judge."""
-    return max((int(raw) for raw in given if _COUNT.fullmatch(raw)), default=None)
+def token_limit(given: Iterable[float | None]) -> int | None:
+    """The largest of the limits that were given, None when none was: below 0 is no limit."""
+    return max((int(one) for one in given if one is not None and one >= 0), default=None)
 
 
 def _priority(headers: Mapping[bytes, bytes]) -> Priority | None:

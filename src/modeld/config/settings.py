@@ -214,6 +214,12 @@ class Settings:
     infer_timeout: float = setting(
         v.duration(zero=True), 0, LINES, "longest time from the start of a request to its last byte; 0 = no limit"
     )
+    sse_heartbeat: float = setting(
+        v.duration(zero=True),
+        "5s",
+        LINES,
+        "how often an event stream that waits for its model gets a comment, so that clients do not time out; 0 = never",
+    )
     drain_timeout: float = setting(
         v.duration(zero=True), "30s", LINES, "how long an unload by operator, reload or ttl waits for running requests"
     )

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from modeld.api.metrics import Metrics
-from modeld.api.openai import Passed
+from modeld.api.passthrough import Passed
 from modeld.api.relay import Relay
 from modeld.api.route import Call, Terms
 from modeld.catalog.models import ModelTable
