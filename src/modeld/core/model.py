@@ -186,6 +186,7 @@ class Request:
     prompt_tokens    estimated tokens to read before the first one comes
     answer_tokens    most tokens before the next byte comes: 1 for a stream, the whole answer where nothing is sent before its end
     timeout_seconds  the client's own limit on the time until it is granted, +inf = none
+    keep_seconds     for so long after its end its instance is not ended by its ttl, +inf = until it is evicted; never shortens a ttl
     """
 
     id: RequestId
@@ -197,6 +198,7 @@ class Request:
     prompt_tokens: int = 0
     answer_tokens: int = 1
     timeout_seconds: float = math.inf
+    keep_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ class InstanceView:
     external: bool
     devices_mb: Mapping[DeviceId, int]
     closed_for: str = ""
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,10 @@ class Snapshot:
     """Requests that kept their place when an instance failed before their first byte."""
     stuck_total: int = 0
     """Instances stopped because nothing moved on them."""
+    pinned: frozenset[ModelId] = frozenset()
+    """Models that are pinned, loaded or not."""
+    wished: frozenset[ModelId] = frozenset()
+    """Models that are to be loaded without a request."""
 
 
 @dataclass(frozen=True, slots=True)
