@@ -172,9 +172,10 @@ def _header(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _expires(view: InstanceView, spec: ModelSpec, offset: float) -> str:
-    if spec.ttl_seconds is None or spec.pinned or not math.isfinite(spec.ttl_seconds):
+    """When its ttl unloads it. One that is evicted goes earlier: nobody knows when."""
+    if spec.ttl_seconds is None or view.pinned or view.kept_until == math.inf:
         return FOR_GOOD
-    return rfc3339(view.last_used + offset + spec.ttl_seconds)
+    return rfc3339(max(view.last_used + spec.ttl_seconds, view.kept_until) + offset)
 
 
 def _scaled(count: int) -> str:

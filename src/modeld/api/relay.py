@@ -302,6 +302,7 @@ def _request(number: RequestId, model: ModelId, call: Call) -> Request:
         prompt_tokens=terms.prompt_tokens,
         answer_tokens=terms.answer_tokens,
         timeout_seconds=terms.timeout_seconds,
+        keep_seconds=terms.keep_seconds,
     )
 
 

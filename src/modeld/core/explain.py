@@ -71,6 +71,7 @@ def _instance(book: Book, instance: Instance) -> InstanceView:
         devices_mb=dict(instance.need_mb),
         closed_for=instance.closed_for,
         pinned=book.is_pinned(instance),
+        kept_until=instance.kept_until,
     )
 
 
