@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-only
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from modeld.catalog.headers import ENCODERS, Facts
 from modeld.catalog.kinds import kind_of, modalities, reads_whole
-from modeld.core.model import ModelKind
+from modeld.catalog.models import Catalog, ModelOverride
+from modeld.core.model import ModelId, ModelKind
+from tinymodels import make_decoder, make_embedder, make_reranker
 
 GENERATE, EMBED, RERANK = ModelKind.GENERATE, ModelKind.EMBED, ModelKind.RERANK
 
@@ -72,3 +76,17 @@ def test_a_projector_that_says_nothing_is_for_images():
     assert modalities(Facts()) == ("text", "image")
     assert modalities(Facts(audio=True)) == ("text", "audio")
     assert modalities(Facts(audio=True, vision=True)) == ("text", "image", "audio")
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "pooling", "family"),
+    [(make_embedder, EMBED, "mean", "bert"), (make_reranker, RERANK, "rank", "bert"), (make_decoder, EMBED, "last", "llama")],
+)
+def test_files_of_llama_cpps_own_writer_are_recognised(tmp_path: Path, make, kind, pooling, family):
+    """The tiny models, which are the same bytes each time and small."""
+    first = make(tmp_path / "a.gguf").read_bytes()
+    assert make(tmp_path / "again" / "b.gguf").read_bytes() == first
+    assert len(first) < 1 << 20
+    spec = Catalog(tmp_path, lambda _: ModelOverride(), None).scan().models[ModelId("a.gguf")]
+    assert (spec.kind, spec.pooling, spec.family, spec.unavailable) == (kind, pooling, family, None)
+    assert spec.parameters * 4 < len(first) < spec.parameters * 4 + 20_000  # all of them are 32-bit numbers

@@ -38,7 +38,8 @@ DEATHS, WINDOW_SECONDS = 5, 300.0
 
 def same_launch(one: ModelSpec, other: ModelSpec) -> bool:
     """Would both start the very same thing?"""
-    return (one.fingerprint, one.options, one.mmproj) == (other.fingerprint, other.options, other.mmproj)
+    fields = ("fingerprint", "options", "mmproj", "kind", "pooling")
+    return all(getattr(one, name) == getattr(other, name) for name in fields)
 
 
 class Loads:
