@@ -56,6 +56,7 @@ def test_a_model_is_described_by_its_header(tmp_path):
         parameters=spec.parameters,
         embedding_length=64,
         format_version=3,
+        modified_unix=path.stat().st_mtime,
     )
     assert 7000 < spec.parameters < 8192  # one tensor of bytes, beside the header
     assert len(spec.fingerprint) == 16

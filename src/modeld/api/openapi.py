@@ -104,8 +104,9 @@ def document(table: Sequence[Route], version: str) -> dict[str, Any]:
 
 def _operation(route: Route, schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if route.media == NDJSON:
-        answer: dict[str, Any] = {NDJSON: {"schema": {"oneOf": [schemas[repr(kind)] for kind in (Token, Done, Failed)]}}}
-        answer[JSON] = {"schema": schemas[repr(Done)]}
+        lines, whole = ((Token, Done, Failed), Done) if route.answer is Token else ((route.answer, Fault), route.answer)
+        answer: dict[str, Any] = {NDJSON: {"schema": {"oneOf": [schemas[repr(kind)] for kind in lines]}}}
+        answer[JSON] = {"schema": schemas[repr(whole)]}
     else:
         answer = {route.media: {"schema": schemas[repr(route.answer)] if route.answer is not None else {"type": "string"}}}
     if route.streams:

@@ -40,6 +40,7 @@ from modeld.errors import (
     ModeldError,
     ModelUnavailable,
     NoModelNamed,
+    NotSupported,
     RefusedByModel,
     UnknownModel,
 )
@@ -47,7 +48,7 @@ from modeld.errors import (
 if TYPE_CHECKING:
     from modeld.api.metrics import Metrics
     from modeld.catalog.models import ModelTable
-    from modeld.runtime.driver import Driver, Lease
+    from modeld.runtime.driver import Driver, Lease, PendingLease
     from modeld.runtime.upstream import Exchange
 
 RESCAN_PAUSE_SECONDS: Final = 0.25
@@ -186,19 +187,15 @@ class Relay:
                 'the request names no model and there is no default_model; put "model" into the body, GET /models lists them'
             )
         known = self._known()
-        if known is not None:
-            try:
-                return _named(known, name)
-            except UnknownModel:
-                if self._rescan is None:
-                    raise
+        if known is None:
+            async with _while_the_client_stays(call):
+                known = await self._table()
+        try:
+            return _named(known, name)
+        except UnknownModel:
+            if self._rescan is None:
+                raise
         async with _while_the_client_stays(call):
-            if known is None:
-                try:
-                    return _named(await self._table(), name)
-                except UnknownModel:
-                    if self._rescan is None:
-                        raise
             async with self._rescan_lock:
                 if time.monotonic() - self._rescanned_at >= RESCAN_PAUSE_SECONDS:
                     await self._rescan()
@@ -230,12 +227,29 @@ class Relay:
             self._metrics.tokens(answer.usage)
         return answer.reply()
 
-    async def _run(self, call: Call, model: ModelId, ask: Ask, answer: Answer) -> None:
-        connection = call.connection
-        if connection.disconnected:
+    async def load(self, call: Call, model: ModelId) -> None:
+        """Have `model` loaded: stand in line as any request, and give the slot back at once. Raises whatever went wrong."""
+        call.model = model
+        pending = self._line_up(call, model)
+        ending = Ending(pending.withdraw)
+        call.connection.on_disconnect(lambda: ending.end(ClientGone("the client left")))
+        since = time.monotonic()
+        try:
+            async with pending:
+                pass
+        finally:
+            call.wait_seconds += time.monotonic() - since
+            ending.now(_nothing)
+
+    def _line_up(self, call: Call, model: ModelId) -> PendingLease:
+        if call.connection.disconnected:
             raise ClientGone("the client left")
         number = f"{call.id}-{next(self._numbers)}"
-        pending = self._driver.request(_request(RequestId(number), model, call))
+        return self._driver.request(_request(RequestId(number), model, call))
+
+    async def _run(self, call: Call, model: ModelId, ask: Ask, answer: Answer) -> None:
+        connection = call.connection
+        pending = self._line_up(call, model)
         ending = Ending(pending.withdraw)
         connection.on_disconnect(lambda: ending.end(ClientGone("the client left")))
         since, waits = time.monotonic(), True
@@ -298,6 +312,7 @@ def _request(number: RequestId, model: ModelId, call: Call) -> Request:
         prompt_tokens=terms.prompt_tokens,
         answer_tokens=terms.answer_tokens,
         timeout_seconds=terms.timeout_seconds,
+        keep_seconds=terms.keep_seconds,
     )
 
 
@@ -355,6 +370,8 @@ async def refusal(exchange: Exchange) -> ModeldError:
     status = exchange.status
     if status in (400, 413, 422) or (status == 500 and _TOO_LONG in message):
         return RefusedByModel(message or "the model server refused the request")
+    if status == 501:
+        return NotSupported(message or "the model server cannot do this", source="model")
     if status == 503:
         return ModelUnavailable(
             f"the model server cannot answer now: {message}" if message else "the model server cannot answer now; try again"

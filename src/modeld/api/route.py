@@ -99,6 +99,7 @@ class Terms:
     work: float = 1.0
     prompt_tokens: int = 0
     answer_tokens: int = 1
+    keep_seconds: float = 0.0
 
 
 @dataclass(slots=True)

@@ -33,6 +33,7 @@ from modeld.api.dialects import dialect_of, error_body
 from modeld.api.llamacpp import LlamaCpp
 from modeld.api.metrics import UNMATCHED, Metrics
 from modeld.api.native import Native
+from modeld.api.ollama import Ollama
 from modeld.api.openai import OpenAI
 from modeld.api.openapi import Documents
 from modeld.api.ops import Ops
@@ -126,6 +127,7 @@ def build_app(
         *native.routes(),
         *OpenAI(relay, passthrough, table=table, snapshot=driver.snapshot).routes(),
         *LlamaCpp(relay, passthrough).routes(),
+        *Ollama(relay, table=table, snapshot=driver.snapshot, engine=engine).routes(),
         *Ops(metrics, driver.snapshot).routes(),
         *documents.routes(),
     ]
@@ -259,7 +261,7 @@ def _check_content_type(headers: Mapping[bytes, bytes], route: Route) -> None:
     if media not in route.takes and not (route.body_optional and is_empty and not media):
         what = {JSON: "JSON", MULTIPART: "a multipart upload"}
         raise WrongContentType(
-            f"the body must be {' or '.join(what[one] for one in route.takes)}; send Content-Type: {' or '.join(route.takes)}"
+            f"the body must be {' or '.join(what.get(one, one) for one in route.takes)}; send Content-Type: {' or '.join(route.takes)}"
         )
     if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
         raise WrongContentType("the body must not be compressed; send it without Content-Encoding")

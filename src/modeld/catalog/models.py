@@ -360,6 +360,7 @@ def _bare_spec(draft: _Draft, facts: Mapping[str, Facts]) -> ModelSpec:
         has_chat_template=head.has_chat_template,
         takes_tools=head.takes_tools,
         format_version=head.format_version,
+        modified_unix=max((status.st_mtime for status in known), default=0.0),
     )
 
 

@@ -137,6 +137,7 @@ class ModelSpec:
     embedding_length, vocabulary   elements of its inner vectors, tokens it knows; 0 = unknown
     logits         it computes a row of `vocabulary` numbers for each token it reads: all but the encoder families
     has_chat_template, takes_tools   what its chat template says; format_version is that of the file
+    modified_unix  when the newest of its files was last written, seconds since the epoch; 0 = unknown
     """
 
     id: ModelId
@@ -173,6 +174,7 @@ class ModelSpec:
     has_chat_template: bool = False
     takes_tools: bool = False
     format_version: int = 0
+    modified_unix: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +186,7 @@ class Request:
     prompt_tokens    estimated tokens to read before the first one comes
     answer_tokens    most tokens before the next byte comes: 1 for a stream, the whole answer where nothing is sent before its end
     timeout_seconds  the client's own limit on the time until it is granted, +inf = none
+    keep_seconds     for so long after its end its instance is not ended by its ttl, +inf = until it is evicted; never shortens a ttl
     """
 
     id: RequestId
@@ -195,6 +198,7 @@ class Request:
     prompt_tokens: int = 0
     answer_tokens: int = 1
     timeout_seconds: float = math.inf
+    keep_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
