@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -250,36 +251,43 @@ async def test_keep_alive_is_told_to_the_scheduler(edge: Edge, given: Any, secon
 # --- embeddings -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+async def embedder(tmp_path: Path) -> AsyncIterator[Edge]:
+    spec = replace(SPEC, kind=ModelKind.EMBED, logits=False)
+    async with running(tmp_path, table=lambda: ModelTable({spec.id: spec})) as started:
+        yield started
+
+
 def vectors(*rows: list[float]) -> bytes:
     listed = [{"object": "embedding", "index": at, "embedding": row} for at, row in enumerate(rows)]
     return http(json.dumps({"object": "list", "data": listed[::-1], "usage": {"prompt_tokens": 5, "total_tokens": 5}}).encode())
 
 
-async def test_texts_are_embedded_in_their_order(edge: Edge) -> None:
-    edge.upstream.script = answers(vectors([0.5, 0.5], [1.0, 0.0]))
-    seen = (await ask(edge, "/api/embed", input=["a", "b"])).json()
+async def test_texts_are_embedded_in_their_order(embedder: Edge) -> None:
+    embedder.upstream.script = answers(vectors([0.5, 0.5], [1.0, 0.0]))
+    seen = (await ask(embedder, "/api/embed", input=["a", "b"])).json()
     assert (seen["model"], seen["embeddings"], seen["prompt_eval_count"]) == ("tiny", [[0.5, 0.5], [1.0, 0.0]], 5)
     assert 0 <= seen["load_duration"] <= seen["total_duration"]
-    head, sent = edge.upstream.asked[0]
+    head, sent = embedder.upstream.asked[0]
     assert head.startswith(b"POST /v1/embeddings ")
     assert json.loads(sent) == {"model": "tiny.gguf", "input": ["a", "b"], "encoding_format": "float"}
-    edge.upstream.script = answers(vectors([0.6, 0.8]))
-    assert (await ask(edge, "/api/embeddings", prompt="a")).json() == {"embedding": [0.6, 0.8]}
+    embedder.upstream.script = answers(vectors([0.6, 0.8]))
+    assert (await ask(embedder, "/api/embeddings", prompt="a")).json() == {"embedding": [0.6, 0.8]}
 
 
-async def test_a_shorter_embedding_has_length_one_again(edge: Edge) -> None:
-    edge.upstream.script = answers(vectors([3.0, 4.0, 12.0], [0.0, 0.0, 1.0]))
-    seen = (await ask(edge, "/api/embed", input=["a", "b"], dimensions=2)).json()
+async def test_a_shorter_embedding_has_length_one_again(embedder: Edge) -> None:
+    embedder.upstream.script = answers(vectors([3.0, 4.0, 12.0], [0.0, 0.0, 1.0]))
+    seen = (await ask(embedder, "/api/embed", input=["a", "b"], dimensions=2)).json()
     assert seen["embeddings"] == [[0.6, 0.8], [0.0, 0.0]]
-    edge.upstream.script = answers(vectors([3.0, 4.0]))
-    assert (await ask(edge, "/api/embed", input="a", dimensions=9)).json()["embeddings"] == [[3.0, 4.0]]
+    embedder.upstream.script = answers(vectors([3.0, 4.0]))
+    assert (await ask(embedder, "/api/embed", input="a", dimensions=9)).json()["embeddings"] == [[3.0, 4.0]]
 
 
-async def test_nothing_to_embed_loads_the_model(edge: Edge) -> None:
-    assert (await ask(edge, "/api/embed", input=[])).json()["embeddings"] == []
-    assert (await ask(edge, "/api/embeddings", prompt="")).json() == {"embedding": []}
-    assert len(edge.driver.requests) == 2
-    assert edge.upstream.asked == []
+async def test_nothing_to_embed_loads_the_model(embedder: Edge) -> None:
+    assert (await ask(embedder, "/api/embed", input=[])).json()["embeddings"] == []
+    assert (await ask(embedder, "/api/embeddings", prompt="")).json() == {"embedding": []}
+    assert len(embedder.driver.requests) == 2
+    assert embedder.upstream.asked == []
 
 
 @pytest.mark.parametrize(
@@ -294,10 +302,24 @@ async def test_nothing_to_embed_loads_the_model(edge: Edge) -> None:
         (http(b'{"data":[{"embedding":"base64"}]}'), 502, "not understood"),
     ],
 )
-async def test_embeddings_that_fail(edge: Edge, raw: bytes, status: int, text: str) -> None:
-    edge.upstream.script = answers(raw)
-    answer = await ask(edge, "/api/embed", input="a")
+async def test_embeddings_that_fail(embedder: Edge, raw: bytes, status: int, text: str) -> None:
+    embedder.upstream.script = answers(raw)
+    answer = await ask(embedder, "/api/embed", input="a")
     assert (answer.status_code, text in answer.json()["error"]) == (status, True)
+
+
+async def test_what_a_model_is_not_made_for_is_said_at_once(edge: Edge) -> None:
+    answer = await ask(edge, "/api/embed", input="a")
+    assert (answer.status_code, "writes text" in answer.json()["error"]) == (400, True)
+    assert edge.driver.requests == []
+
+
+async def test_a_model_that_only_embeds_writes_nothing(embedder: Edge) -> None:
+    for path in ("/api/chat", "/api/generate"):
+        answer = await ask(embedder, path)
+        assert (answer.status_code, "cannot write text" in answer.json()["error"]) == (400, True)
+    assert (await ask(embedder, "/api/show")).json()["capabilities"] == ["embedding"]
+    assert embedder.driver.requests == []
 
 
 # --- what there is ----------------------------------------------------------------------------------------------------
@@ -325,9 +347,3 @@ async def test_what_runs(edge: Edge) -> None:
     edge.driver.seen = snapshot("loading", "ready")
     (one,) = (await edge.client.get("/api/ps")).json()["models"]
     assert (one["model"], one["size"], one["size_vram"], one["context_length"]) == ("tiny:latest", 120 << 20, 0, 4096)
-
-
-async def test_an_embedding_model_says_so(tmp_path: Path) -> None:
-    spec = replace(SPEC, kind=ModelKind.EMBED)
-    async with running(tmp_path, table=lambda: ModelTable({spec.id: spec})) as edge:
-        assert (await ask(edge, "/api/show")).json()["capabilities"] == ["embedding"]

@@ -161,9 +161,9 @@ def test_embeddings(client: ollama.Client) -> None:
 
 
 def test_a_model_that_does_not_embed_says_so(client: ollama.Client) -> None:
-    with pytest.raises(ollama.ResponseError, match="embed") as failed:
+    with pytest.raises(ollama.ResponseError, match="writes text; ask a model for embeddings") as failed:
         client.embed(SMOL, "x")
-    assert failed.value.status_code == 501
+    assert failed.value.status_code == 400
 
 
 # --- what there is ----------------------------------------------------------------------------------------------------

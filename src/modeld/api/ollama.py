@@ -26,6 +26,7 @@ from modeld.api.ollama_out import Frame, OllamaChatRecord, OllamaGenerateRecord,
 from modeld.api.relay import Answer, Relay, refusal
 from modeld.api.route import JSON, NDJSON, PLAIN, Call, Dialect, Header, Reply, Route, Scope, Terms
 from modeld.api.schemas import encode
+from modeld.api.tasks import Task, check_task
 from modeld.api.terms import PARAMETERS, terms_of
 from modeld.api.usage import TokenUsage
 from modeld.core.model import ModelSpec
@@ -241,6 +242,7 @@ class Ollama:
         frame = Frame(asked.model or spec.id, chat, self._unix, lambda: (self._clock() - came, call.wait_seconds))
         if asked.members is None:
             return await self._load(call, asked, spec, frame)
+        check_task(spec, Task.WRITE)
         # A server that is not ours has its own templates, of which the catalogue knows nothing.
         path, call.body = asked.body(spec.id, has_template=spec.has_chat_template or spec.external)
         call.terms = _terms(call, spec, asked, streams=True)
@@ -267,6 +269,7 @@ class Ollama:
         came = self._clock()
         asked = read(call.body)
         spec = await self._resolve(call, asked.model)
+        check_task(spec, Task.EMBED)
         answer = OllamaVectors(call, asked.dimensions)
         if asked.members is None:
             await self._wait_for(call, asked, spec)
