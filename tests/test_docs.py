@@ -23,6 +23,7 @@ from modeld.core.estimate import need
 from modeld.core.lifecycle import Signal, State, as_markdown
 from modeld.core.model import KvShape, KvType, LaunchOptions, ModelId, ModelSpec
 from modeld.runtime.child import _ALLOWED, LOG_LINES_MAX
+from modeld.runtime.feed import Feed
 from modeld.runtime.supervisor import EXITS_MAX
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +94,7 @@ def test_every_error_is_explained() -> None:
 
 def test_every_route_is_explained() -> None:
     driver = SimpleNamespace(snapshot=None, explain=None)  # asked for nothing while the table is made
-    app = build_app(EdgeOptions(), driver=driver, table=no_table, metrics=Metrics("1"))  # type: ignore[arg-type]
+    app = build_app(EdgeOptions(), driver=driver, feed=Feed(), table=no_table, metrics=Metrics("1"))  # type: ignore[arg-type]
     routes = {f"{route.method} {route.path}" for route in app.routes}
     assert {"POST /infer", "POST /v1/messages"} <= routes
     assert set(re.findall(r"^\| `([A-Z]+ /\S*)` \|", page("api.md"), re.MULTILINE)) == routes

@@ -43,6 +43,7 @@ from modeld.runtime.adapters.external import ExternalAdapter
 from modeld.runtime.adapters.interface import Adapter, EngineInfo
 from modeld.runtime.background import in_background
 from modeld.runtime.driver import Driver
+from modeld.runtime.feed import Feed
 from modeld.runtime.supervisor import Supervisor
 from modeld.runtime.trace import TraceWriter
 
@@ -131,7 +132,9 @@ class Daemon:
         limits, place = self._settings.limits(), self._settings.trace_file
         trace = None if place is None else TraceWriter(place, limits, now=loop.time())
         self._driver = driver = Driver(Scheduler(limits, {}), observer=metrics, on_fatal=self._on_fatal, trace=trace)
-        app = self._edge(driver, metrics)
+        self._feed = feed = Feed()
+        driver.watch(feed.take)
+        app = self._edge(driver, metrics, feed)
         self._listener = listener = Listener(app, ProtocolLimits(), self._settings.shutdown_timeout, app.turn_away)
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(listener.serve(sockets=self._sockets), name="listener")
@@ -148,7 +151,7 @@ class Daemon:
         log.info("stopped")
         return self._exit_code
 
-    def _edge(self, driver: Driver, metrics: Metrics) -> App:
+    def _edge(self, driver: Driver, metrics: Metrics, feed: Feed) -> App:
         settings = self._settings
         options = EdgeOptions(
             max_body_bytes=settings.max_body_bytes,
@@ -168,6 +171,7 @@ class Daemon:
         return build_app(
             options,
             driver=driver,
+            feed=feed,
             table=self._known_table,
             metrics=metrics,
             engine=lambda: self._engine,
@@ -322,6 +326,7 @@ class Daemon:
                 async with asyncio.timeout(self._settings.shutdown_timeout):
                     await self._driver.empty()
             await self._supervisor.close()
+        self._feed.close()  # after the last event; who follows them would keep the listener from ending
         working.cancel()
         await asyncio.wait([working])
 

@@ -8,7 +8,7 @@
     │   ├── WrongHost 421 · HeadersTooLarge 431
     │   ├── QueueFull 429 · WaitTimeout 429 · DeadlineUnreachable 429     (retry_after_seconds)
     │   ├── NotSupported 501
-    │   ├── ModelUnavailable 503 · Draining 503 · BackingOff 503 · EngineMissing 503
+    │   ├── ModelUnavailable 503 · Draining 503 · BackingOff 503 · EngineMissing 503 · TooManyReaders 503
     │   └── CannotEverFit 507
     ├── InstanceFault      the model server failed
     │   ├── SpawnFailed 502 · LoadFailed 502 · LoadStalled 504 · OutOfMemory 507
@@ -151,6 +151,11 @@ class ModelUnavailable(Refused):
 class Draining(Refused):
     http_status = 503
     kind = "draining"
+
+
+class TooManyReaders(Refused):
+    http_status = 503
+    kind = "too_many_readers"
 
 
 class BackingOff(Refused):

@@ -23,6 +23,8 @@ from modeld.catalog.models import ModelTable
 from modeld.core.model import LOCAL, InstanceId, LaunchOptions, ModelId, ModelSpec, Priority, Request
 from modeld.core.snapshot import DeviceView, Explanation, InstanceView, LineView, Snapshot
 from modeld.errors import InstanceFault, ModeldError, Unloaded
+from modeld.runtime.driver import Driver
+from modeld.runtime.feed import Feed
 from modeld.runtime.upstream import Endpoint, Exchange
 
 SPEC = ModelSpec(
@@ -199,7 +201,7 @@ class FakeDriver:
         self.requests.append(request)
         return FakePending(self, request)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, *, estimates: bool = True) -> Snapshot:
         return self.seen
 
     def explain(self) -> Explanation:
@@ -276,6 +278,7 @@ class Edge:
     metrics: Metrics
     client: httpx.AsyncClient
     socket_path: str
+    feed: Feed
 
     async def raw(self, request: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_unix_connection(self.socket_path)
@@ -301,19 +304,21 @@ async def running(
     folder: Path,
     options: EdgeOptions | None = None,
     *,
+    driver: Driver | None = None,
     table: Callable[[], ModelTable] | None = None,
     rescan: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Edge]:
     """The whole edge, started and ended."""
     upstream = Upstream(str(folder / "up.sock"))
-    driver = FakeDriver(upstream)
+    own = driver or FakeDriver(upstream)
     metrics = Metrics("1.2.3")
+    feed = Feed(run="run")
     fixed = ModelTable({SPEC.id: SPEC, BROKEN.id: BROKEN})
 
     async def known() -> ModelTable:
         return table() if table is not None else fixed
 
-    app = build_app(options or EdgeOptions(), driver=driver, table=known, metrics=metrics, rescan=rescan)  # type: ignore[arg-type]
+    app = build_app(options or EdgeOptions(), driver=own, feed=feed, table=known, metrics=metrics, rescan=rescan)  # type: ignore[arg-type]
     address = str(folder / "edge.sock")
     config = uvicorn.Config(
         app, http=make_protocol(ProtocolLimits()), ws="none", loop="none", lifespan="off", interface="asgi3", log_config=None
@@ -327,7 +332,8 @@ async def running(
     async with model_server, edge_server:
         transport = httpx.AsyncHTTPTransport(uds=address, verify=False)  # saves 40 ms of reading certificates
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=20) as client:
-            yield Edge(app, driver, upstream, metrics, client, address)
+            yield Edge(app, own, upstream, metrics, client, address, feed)
+        feed.close()
         for connection in list(state.connections):
             connection.shutdown()
         await asyncio.gather(*state.tasks)

@@ -184,6 +184,7 @@ async def test_status_has_every_field(edge: Edge) -> None:
         "pid": 40,
         "closed_for": "",
         "devices_mb": {"local/all": 120},
+        "pinned": False,
     }
     assert status.pop("uptime_seconds") >= 0
     assert status.pop("server_time_unix") > 1_700_000_000

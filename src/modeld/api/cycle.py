@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from modeld.errors import BodyTooLarge, ClientGone, InvariantError, ModeldError
+from modeld.errors import BadRequest, BodyTooLarge, ClientGone, InvariantError, ModeldError
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application, ASGIReceiveEvent, ASGISendEvent, HTTPScope
@@ -55,6 +55,8 @@ class Cycle:
         self.scope = scope
         self.peer = peer
         self.disconnected = False
+        self.wants_socket = False
+        self.on_switch: Callable[[Cycle, Callable[[bytes], None]], bool] | None = None
         self.keep_alive = keep_alive
         self._transport = transport
         self._flow = flow
@@ -200,6 +202,18 @@ class Cycle:
         if not self.disconnected:
             self._head = lines
             self._loop.call_soon(self._flush_head)
+
+    def switch(self, head: bytes, receive: Callable[[bytes], None]) -> None:
+        """Answer with `head`, a whole 101, and be a pipe from then on: `write` sends bytes as they are, `receive` is called with those
+        that come, `finish` ends both ways. Raises BadRequest when the client did not wait for the answer.
+        """
+        if self._started or self.on_switch is None:
+            raise InvariantError("an answer was started twice, or nobody asked to switch")
+        if not self.on_switch(self, receive):
+            raise BadRequest("Wait for the answer to the handshake before you send more.")
+        self._started, self.keep_alive = True, False
+        if not self.disconnected:
+            self._transport.write(head)
 
     def write(self, chunk: bytes) -> None:
         """One piece of body, sent as it is."""

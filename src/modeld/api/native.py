@@ -160,6 +160,7 @@ class Native:
                     pid=view.pid,
                     closed_for=view.closed_for,
                     devices_mb={str(device): held for device, held in view.devices_mb.items()},
+                    pinned=view.pinned,
                 )
                 for view in seen.instances
             ],

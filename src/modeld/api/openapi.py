@@ -123,6 +123,8 @@ def _operation(route: Route, schemas: dict[str, dict[str, Any]]) -> dict[str, An
             "default": {"description": _ERRORS, **wrong},
         },
     }
+    if route.may_be_accepted:
+        operation["responses"]["202"] = {"description": "Begun", "content": answer}
     parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for name in _IN_PATH.findall(route.path)

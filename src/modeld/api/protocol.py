@@ -91,6 +91,8 @@ class ModeldProtocol(HttpToolsProtocol):
         self.reading: Cycle | None = None
         self.running: Cycle | None = None
         self.waiting: deque[Cycle] = deque()
+        self.wants_socket = False  # the head that is parsed again wished for a WebSocket
+        self.switched: Callable[[bytes], None] | None = None  # takes what comes, from the 101 on
         self.refusal: ModeldError | None = None  # answers what came after `running` and `waiting`
         self.in_head = self.head_is_new = self.body_grew = False
         self.deaf = self.lingering = self.gone = False
@@ -133,6 +135,9 @@ class ModeldProtocol(HttpToolsProtocol):
                 self._close()
         if self.deaf:
             return
+        if self.switched is not None:
+            self.switched(data)
+            return
         busy = self.running is not None and not self.running.more_body
         self.body_grew = False
         error = self._feed(data) or self._check_raw_size(len(data))
@@ -151,8 +156,9 @@ class ModeldProtocol(HttpToolsProtocol):
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
-                # The parser stops at an upgrade as if the request had no body. There is nothing to switch to here: the request is
-                # parsed again without the wish, and then what follows it.
+                # The parser stops at an upgrade as if the request had no body. Few routes have something to switch to: the request is
+                # parsed again without the wish, then what follows it; that a WebSocket was wished for is told to its cycle.
+                self.wants_socket = self._wishes_socket()
                 data = self._render_without_upgrade() + data[upgrade.args[0] :]
                 self.parser = httptools.HttpRequestParser(self)
                 continue
@@ -243,6 +249,8 @@ class ModeldProtocol(HttpToolsProtocol):
             expects_continue=self.expect_100_continue and version == "1.1",
             keep_alive=version == "1.1" and self.parser.should_keep_alive(),
         )
+        if self.wants_socket:
+            self.wants_socket, cycle.wants_socket, cycle.on_switch = False, True, self._switch
         scope["extensions"] = {"modeld": cycle}  # type: ignore[dict-item]  # uvicorn knows only mappings here
         self.in_head = False
         self.reading = cycle
@@ -264,6 +272,17 @@ class ModeldProtocol(HttpToolsProtocol):
             self.deaf = True
             self._disarm()
 
+    def _wishes_socket(self) -> bool:
+        wished = [value.strip().lower() for name, value in self.headers if name == b"upgrade"]
+        return wished == [b"websocket"] and self.parser.get_method() == b"GET" and self.parser.get_http_version() == "1.1"
+
+    def _switch(self, cycle: Cycle, receive: Callable[[bytes], None]) -> bool:
+        """From now on `receive` gets what the client sends. False when it sent something before it was told that it may."""
+        if self.running is not cycle or self.waiting or self.in_head or cycle.more_body or self.deaf:
+            return False
+        self.switched = receive
+        return True
+
     def _render_without_upgrade(self) -> bytes:
         lines = [self.parser.get_method(), b" ", self.url, b" HTTP/", self.parser.get_http_version().encode(), b"\r\n"]
         for name, value in self.headers:
@@ -284,7 +303,7 @@ class ModeldProtocol(HttpToolsProtocol):
         cycle, self.running = self.running, None
         if self.gone or cycle is None or self.transport.is_closing():
             return
-        if cycle.more_body:
+        if cycle.more_body or self.switched is not None:
             self._linger()
         elif not cycle.keep_alive:
             self._close()

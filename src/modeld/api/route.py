@@ -76,6 +76,13 @@ class Connection(Protocol):
     def on_pressure(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         """Call `pause` when the client reads too slowly, `resume` when it has caught up."""
 
+    @property
+    def wants_socket(self) -> bool:
+        """Whether the client wished to switch to a WebSocket. Routes without one answer as if it had not."""
+
+    def switch(self, head: bytes, receive: Callable[[bytes], None]) -> None:
+        """Send a whole 101 and be a pipe from then on. Raises BadRequest when the client did not wait for it."""
+
     async def body(self, limit: int) -> bytes:
         """The whole request body, at most `limit` bytes. Raises BodyTooLarge, BodyTimeout, ClientGone."""
 
@@ -181,6 +188,7 @@ class Route:
     answer     schema of the 200 answer, None when it is not JSON of ours
     media      content type of the 200 answer
     parameters what it reads besides the body
+    may_be_accepted  whether it can answer 202 as well, in the form of its 200
     small_body whether the tighter body cap (`max_body_bytes`) holds instead of `max_api_body_bytes`
     streams    whether the 200 answer may be an event stream instead
     faults     5xx that it answers although nothing is broken, besides those of every route that waits for a model
@@ -201,6 +209,7 @@ class Route:
     body_optional: bool = False
     streams: bool = False
     faults: tuple[int, ...] = ()
+    may_be_accepted: bool = False
 
     @property
     def has_body(self) -> bool:

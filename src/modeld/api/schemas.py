@@ -136,7 +136,8 @@ class Models(Struct):
 class InstanceStatus(Struct):
     """One running model. `last_used_unix` is seconds; `queue_len` counts the requests waiting for this model.
 
-    `closed_for` is the model for which it takes nothing new, or "". `devices_mb` says which device holds how much of it.
+    `closed_for` is the model for which it takes nothing new, or "". `devices_mb` says which device holds how much of it. `pinned`: it is
+    never evicted.
     """
 
     model_id: str
@@ -149,6 +150,20 @@ class InstanceStatus(Struct):
     pid: int | None
     closed_for: str
     devices_mb: dict[str, int]
+    pinned: bool
+
+
+class ModelState(Struct):
+    """What an operator's verb came to.
+
+    `state` is that of the model's instance (loading, ready, draining, stopping, failed), or `unloaded` when it has none, or `waiting` when
+    it is to be loaded and waits for its check or for room. `instance_id` is null without an instance.
+    """
+
+    model_id: str
+    state: str
+    pinned: bool
+    instance_id: str | None
 
 
 class QueueStatus(Struct):

@@ -29,7 +29,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from modeld import __version__
 from modeld.api.access import Access, AccessOptions, Cors, CorsOptions
+from modeld.api.admin import Admin
 from modeld.api.dialects import dialect_of, error_body
+from modeld.api.events import Events
 from modeld.api.llamacpp import LlamaCpp
 from modeld.api.metrics import UNMATCHED, Metrics
 from modeld.api.native import Native
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from modeld.catalog.models import ModelTable
     from modeld.runtime.adapters.interface import EngineInfo, ExitReport
     from modeld.runtime.driver import Driver
+    from modeld.runtime.feed import Feed
 
 Message = MutableMapping[str, Any]
 AsgiReceive = Callable[[], Awaitable[Message]]
@@ -87,6 +90,7 @@ def build_app(
     options: EdgeOptions,
     *,
     driver: Driver,
+    feed: Feed,
     table: Callable[[], Awaitable[ModelTable]],
     metrics: Metrics,
     engine: Callable[[], EngineInfo | None] = lambda: None,
@@ -128,6 +132,8 @@ def build_app(
         *OpenAI(relay, passthrough, table=table, snapshot=driver.snapshot).routes(),
         *LlamaCpp(relay, passthrough).routes(),
         *Ollama(relay, table=table, snapshot=driver.snapshot, engine=engine).routes(),
+        *Admin(relay, driver).routes(),
+        *Events(relay, feed, lambda: driver.snapshot(estimates=False)).routes(),
         *Ops(metrics, driver.snapshot).routes(),
         *documents.routes(),
     ]

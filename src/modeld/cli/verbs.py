@@ -8,13 +8,18 @@ from importlib import import_module
 
 import click
 
-# verb -> (module, one line of help); the module holds a click command called `command`
+# verb -> (module, one line of help); the module holds a click command called `command`, or several in `commands`
 VERBS = {
     "serve": ("modeld.cli.serve", "Run the daemon. What modeld does without a verb."),
     "pull": ("modeld.cli.pull", "Fetch a model file: `modeld pull starter`."),
     "models": ("modeld.cli.models", "List the models of the running daemon, or (--offline) of the folder."),
     "status": ("modeld.cli.status", "Show what is loaded, who waits, and the memory."),
     "why": ("modeld.cli.why", "Say why a model is loaded or not, and why requests wait."),
+    "load": ("modeld.cli.operate", "Load a model before anybody asks for it."),
+    "unload": ("modeld.cli.operate", "Unload a model."),
+    "pin": ("modeld.cli.operate", "Keep a model from eviction."),
+    "unpin": ("modeld.cli.operate", "Let a pinned model be evicted again."),
+    "events": ("modeld.cli.events", "Follow what happens: loads, states, lines."),
     "config": ("modeld.cli.config", "Show, check and describe the settings."),
     "simulate": ("modeld.cli.simulate", "Compare scheduling policies on a recorded or shipped workload."),
     "completion": ("modeld.cli.completion", "Print the completion script of a shell."),
@@ -50,7 +55,8 @@ class Program(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command = import_module(VERBS[cmd_name][0]).command
+        module = import_module(VERBS[cmd_name][0])
+        command = module.commands[cmd_name] if hasattr(module, "commands") else module.command
         assert isinstance(command, click.Command)
         return command
 

@@ -109,7 +109,6 @@ class Feed:
     ) -> None:
         self.run = run or secrets.token_hex(4)
         self.closed = False
-        self._loop = asyncio.get_running_loop()
         self._events_max, self._bytes_max = events_max, bytes_max
         self._clock = clock
         self._encode = msgspec.json.Encoder().encode
@@ -211,22 +210,24 @@ class Feed:
                 self.forget(one)
 
     def _line(self, model: str, length: int) -> None:
-        now = self._loop.time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         if model in self._lines or now - self._line_told.get(model, -LINE_SECONDS) < LINE_SECONDS:
             self._lines[model] = length
         else:
             self._line_told[model] = now
             self._publish(LINE, model, length=length)
         if self._timer is None:
-            self._timer = self._loop.call_later(LINE_SECONDS, self._tell_lines)
+            self._timer = loop.call_later(LINE_SECONDS, self._tell_lines)
 
     def _tell_lines(self) -> None:
         """The lines that moved meanwhile; while some do, they are looked at again."""
         self._timer = None
         moved, self._lines = self._lines, {}
-        now = self._loop.time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         self._line_told = dict.fromkeys(moved, now)
         for model, length in moved.items():
             self._publish(LINE, model, length=length)
         if moved:
-            self._timer = self._loop.call_later(LINE_SECONDS, self._tell_lines)
+            self._timer = loop.call_later(LINE_SECONDS, self._tell_lines)

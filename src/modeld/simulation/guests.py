@@ -15,6 +15,7 @@ from enum import StrEnum
 
 from modeld.api.route import Connection, Header
 from modeld.core.model import ModelId, Priority
+from modeld.errors import InvariantError
 
 
 class Moment(StrEnum):
@@ -117,6 +118,13 @@ class Guest(Connection):
 
     def on_pressure(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         self._pressure = (pause, resume)
+
+    @property
+    def wants_socket(self) -> bool:
+        return False
+
+    def switch(self, head: bytes, receive: Callable[[bytes], None]) -> None:
+        raise InvariantError("a guest has no wish for a WebSocket")
 
     async def body(self, limit: int) -> bytes:
         return b"{}"
