@@ -7,14 +7,13 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 import pytest
 
+from curls import ADDRESS, Example, blocks_of, check, pattern
 from e2e.daemon import Daemon, link_models, running
 from modeld.cli.verbs import VERBS, program
 from modeld.config.describe import reference
@@ -24,31 +23,11 @@ from modeld.config.settings import TABLE
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 STARTER = "SmolLM2-135M-Instruct.Q4_1.gguf"
-ADDRESS = "localhost:8080"
-EXAMPLE_SECONDS = 60.0
-
-_BLOCK = re.compile(r"^```(?P<kind>\w*)\n(?P<text>.*?)^```$(?:\n\n^```text\n(?P<expected>.*?)^```$)?", re.MULTILINE | re.DOTALL)
-
-
-class Example(NamedTuple):
-    """A command of the README and the answer that stands below it, "" where none does."""
-
-    command: str
-    expected: str
 
 
 def blocks(kind: str) -> list[Example]:
-    """The fenced blocks of one kind, in their order."""
-    return [Example(found["text"], found["expected"] or "") for found in _BLOCK.finditer(README) if found["kind"] == kind]
-
-
-def pattern(expected: str) -> re.Pattern[str]:
-    """What an answer must look like: `…` stands for anything within a line, alone on a line for any number of lines."""
-    lines = [
-        r"(?:.*\n)*?" if line == "…" else ".*?".join(re.escape(part) for part in line.split("…")) + r"\n"
-        for line in expected.strip().split("\n")
-    ]
-    return re.compile("".join(lines))
+    """The fenced blocks of one kind in README.md."""
+    return blocks_of(README, kind)
 
 
 CURLS = [example for example in blocks("sh") if "curl" in example.command]
@@ -71,13 +50,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 @pytest.mark.e2e
 @pytest.mark.parametrize("example", CURLS, ids=[re.sub(r".*?8080(\S+).*", r"\1", one.command, flags=re.DOTALL) for one in CURLS])
 def test_a_curl_example_works_as_shown(daemon: Daemon, example: Example) -> None:
-    command = example.command.replace(ADDRESS, f"localhost:{daemon.port}")
-    environment = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command], env=environment, capture_output=True, text=True, timeout=EXAMPLE_SECONDS, check=False
-    )
-    assert done.returncode == 0, f"{command}\n{done.stderr}"
-    assert pattern(example.expected).fullmatch(done.stdout.strip() + "\n"), f"{command}\nanswered\n{done.stdout}"
+    check(example, daemon.port)
 
 
 def test_there_are_examples_and_each_shows_its_answer() -> None:
