@@ -45,7 +45,7 @@ def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
     logging.raiseExceptions = False
     # No line of ours names thread, process or caller, and they are looked up for each record. The names are those of logging's manual.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # type: ignore[attr-defined]
+    logging._srcfile = None
 
 
 def clean(text: str) -> str:

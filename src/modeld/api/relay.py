@@ -183,19 +183,15 @@ class Relay:
                 'the request names no model and there is no default_model; put "model" into the body, GET /models lists them'
             )
         known = self._known()
-        if known is not None:
-            try:
-                return _named(known, name)
-            except UnknownModel:
-                if self._rescan is None:
-                    raise
+        if known is None:
+            async with _while_the_client_stays(call):
+                known = await self._table()
+        try:
+            return _named(known, name)
+        except UnknownModel:
+            if self._rescan is None:
+                raise
         async with _while_the_client_stays(call):
-            if known is None:
-                try:
-                    return _named(await self._table(), name)
-                except UnknownModel:
-                    if self._rescan is None:
-                        raise
             async with self._rescan_lock:
                 if time.monotonic() - self._rescanned_at >= RESCAN_PAUSE_SECONDS:
                     await self._rescan()
