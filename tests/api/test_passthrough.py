@@ -6,12 +6,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from api.edge import JSON, SSE_END, SSE_HEAD, Edge, answers, chunk, hangs_after, http, post, running, sse, staged
+from api.edge import JSON, SPEC, SSE_END, SSE_HEAD, Edge, answers, chunk, hangs_after, http, post, running, sse, staged
 from modeld.api.server import EdgeOptions
+from modeld.catalog.models import ModelTable
+from modeld.core.model import ModelId, ModelKind
 from modeld.errors import Died
 
 TOKEN = b'data: {"content":"a","stop":false}\n\n'
@@ -21,7 +24,8 @@ ENDS = {
     "/v1/messages": b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
     "/v1/responses": b'event: response.completed\ndata: {"type":"response.completed","response":{}}\n\n',
 }
-BODY = b'{"model":"tiny","stream":true,"x":1}'
+BODY = b'{"model":"tiny","stream":true,"x":1,"messages":[{}]}'
+OWN = {"message": "bad grammar", "n_ctx": 9, "type": "invalid_request_error", "source": "model"}
 RELAYED = (
     "/v1/embeddings",
     "/v1/rerank",
@@ -36,6 +40,25 @@ RELAYED = (
 )
 
 
+def body_for(path: str) -> bytes:
+    kind = "embed" if "embed" in path else "rank" if "rank" in path else "tiny"
+    return BODY.replace(b"tiny", kind.encode())
+
+
+@pytest.fixture
+async def edge(tmp_path: Path) -> AsyncIterator[Edge]:
+    """One model of each kind."""
+    kinds = {
+        "tiny": SPEC,
+        "embed": replace(SPEC, kind=ModelKind.EMBED, logits=False),
+        "rank": replace(SPEC, kind=ModelKind.RERANK, logits=False),
+        "ear": replace(SPEC, modalities=("text", "audio")),
+    }
+    table = ModelTable({ModelId(f"{name}.gguf"): replace(spec, id=ModelId(f"{name}.gguf"), aliases=()) for name, spec in kinds.items()})
+    async with running(tmp_path, table=lambda: table) as one:
+        yield one
+
+
 @pytest.fixture
 async def patient(tmp_path: Path) -> AsyncIterator[Edge]:
     """An edge whose streams beat each 30 ms."""
@@ -46,11 +69,11 @@ async def patient(tmp_path: Path) -> AsyncIterator[Edge]:
 @pytest.mark.parametrize("path", RELAYED)
 async def test_each_route_asks_its_own_path_with_the_body_as_it_came(edge: Edge, path: str) -> None:
     edge.upstream.script = answers(http(b'{"ok":1}'))
-    answer = await edge.client.post(path, content=BODY, headers=JSON)
+    answer = await edge.client.post(path, content=body_for(path), headers=JSON)
     assert (answer.status_code, answer.json()) == (200, {"ok": 1})
     head, body = edge.upstream.asked[0]
     assert head.startswith(f"POST {path} HTTP/1.1\r\n".encode())
-    assert body == BODY
+    assert body == body_for(path)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +82,7 @@ async def test_each_route_asks_its_own_path_with_the_body_as_it_came(edge: Edge,
 )
 async def test_an_alias_asks_the_path_it_stands_for(edge: Edge, path: str, asked: str) -> None:
     edge.upstream.script = answers(http(b"{}"))
-    await edge.client.post(path, content=BODY, headers=JSON)
+    await edge.client.post(path, content=body_for(path), headers=JSON)
     assert edge.upstream.asked[0][0].startswith(f"POST {asked} HTTP/1.1\r\n".encode())
 
 
@@ -85,27 +108,75 @@ async def test_text_that_looks_like_the_end_is_not_the_end(edge: Edge) -> None:
 @pytest.mark.parametrize(
     ("path", "shape"),
     [
-        ("/v1/chat/completions", {"error": {"code": 400, "message": "bad grammar", "source": "model"}}),
-        ("/completion", {"error": {"code": 400, "message": "bad grammar", "source": "model"}}),
+        ("/v1/chat/completions", OWN | {"code": "bad_request", "param": None}),
+        ("/v1/responses", OWN | {"code": "bad_request", "param": None}),
+        ("/completion", OWN | {"code": 400, "kind": "bad_request"}),
         (
             "/v1/messages",
-            {
-                "type": "error",
-                "error": {"type": "invalid_request_error", "message": "bad grammar", "code": "bad_request", "source": "model"},
-            },
+            {"type": "invalid_request_error", "message": "bad grammar", "code": "bad_request", "source": "model"},
         ),
     ],
 )
 async def test_an_error_of_the_model_server_says_so(edge: Edge, path: str, shape: object) -> None:
-    edge.upstream.script = answers(http(b'{"error":{"code":400,"message":"bad grammar"}}', "400 Bad Request"))
+    edge.upstream.script = answers(http(b'{"error":{"code":400,"message":"bad grammar","n_ctx":9}}', "400 Bad Request"))
     answer = await edge.client.post(path, content=BODY, headers=JSON)
-    assert (answer.status_code, answer.json()) == (400, shape)
+    assert (answer.status_code, answer.json()["error"]) == (400, shape)
+
+
+async def test_an_error_without_members_is_worded_here(edge: Edge) -> None:
+    edge.upstream.script = answers(http(b'{"error":"bad grammar"}', "400 Bad Request"))
+    answer = await edge.client.post("/v1/completions", content=BODY, headers=JSON)
+    assert answer.status_code == 400
+    assert answer.json()["error"] == {key: value for key, value in OWN.items() if key != "n_ctx"} | {"code": "bad_request", "param": None}
+
+
+@pytest.mark.parametrize("messages", [b"", b',"messages":null', b',"messages":"Hello"', b',"messages":["Hello"]'])
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+async def test_anthropics_messages_are_there(edge: Edge, path: str, messages: bytes) -> None:
+    answer = await edge.client.post(path, content=b'{"model":"tiny"' + messages + b"}", headers=JSON)
+    assert answer.status_code == 400
+    assert "messages" in answer.json()["error"]["message"]
+    assert edge.upstream.asked == []
+
+
+async def test_anthropics_clients_find_the_id_of_a_request(edge: Edge) -> None:
+    edge.upstream.script = answers(http(b"{}"))
+    answer = await edge.client.post("/v1/messages", content=BODY, headers=JSON | {"X-Request-Id": "mine-7"})
+    assert (answer.headers["request-id"], answer.headers["x-request-id"]) == ("mine-7", "mine-7")
+    edge.upstream.script = answers(http(b"{}"))
+    assert "request-id" not in (await edge.client.post("/v1/completions", content=BODY, headers=JSON)).headers
 
 
 async def test_what_the_model_server_does_not_support_is_a_501(edge: Edge) -> None:
     edge.upstream.script = answers(http(b'{"error":{"code":501,"message":"no embeddings"}}', "501 Not Implemented"))
-    answer = await edge.client.post("/v1/embeddings", content=BODY, headers=JSON)
+    answer = await edge.client.post("/infill", content=BODY, headers=JSON)
     assert (answer.status_code, answer.json()["error"]["source"]) == (501, "model")
+
+
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("/v1/embeddings", "tiny"),
+        ("/embedding", "rank"),
+        ("/v1/rerank", "tiny"),
+        ("/rerank", "embed"),
+        ("/v1/chat/completions", "embed"),
+        ("/v1/messages", "rank"),
+        ("/infer", "embed"),
+    ],
+)
+async def test_what_a_model_is_not_for_is_said_before_it_is_loaded(edge: Edge, path: str, model: str) -> None:
+    answer = await edge.client.post(path, json={"model": model, "prompt": "a", "messages": [{"role": "user", "content": "a"}]})
+    assert (answer.status_code, edge.driver.requests) == (400, [])
+    assert f"{model}.gguf" in answer.text
+
+
+async def test_a_text_too_long_for_its_model_is_the_clients_fault(edge: Edge) -> None:
+    raw = b'{"error":{"code":500,"message":"input (9 tokens) is too large to process. increase the physical batch size"}}'
+    edge.upstream.script = answers(http(raw, "500 Internal Server Error"))
+    answer = await edge.client.post("/v1/embeddings", content=body_for("/v1/embeddings"), headers=JSON)
+    assert (answer.status_code, answer.json()["error"]["source"]) == (400, "model")
+    assert "9 tokens" in answer.text
 
 
 async def test_numbers_out_of_range_reach_nobody(edge: Edge) -> None:
@@ -156,12 +227,14 @@ async def test_a_body_needs_its_content_type_also_where_it_is_optional(edge: Edg
 
 async def test_a_recording_is_handed_on_as_it_came(edge: Edge) -> None:
     edge.upstream.script = answers(http(b'{"text":"hello"}'))
-    answer = await edge.client.post("/v1/audio/transcriptions", files={"file": ("a.wav", b"\x00\r\nRIFF")}, data={"model": "tiny"})
+    answer = await edge.client.post("/v1/audio/transcriptions", files={"file": ("a.wav", b"\x00\r\nRIFF")}, data={"model": "ear"})
     assert answer.json() == {"text": "hello"}
     head, body = edge.upstream.asked[0]
     assert b"content-type: multipart/form-data; boundary=" in head
     assert b"\x00\r\nRIFF" in body
-    assert (await edge.client.post("/v1/audio/transcriptions", json={"model": "tiny"})).status_code == 415
+    assert (await edge.client.post("/v1/audio/transcriptions", json={"model": "ear"})).status_code == 415
+    deaf = await edge.client.post("/v1/audio/transcriptions", files={"file": ("a.wav", b"RIFF")}, data={"model": "tiny"})
+    assert (deaf.status_code, "mmproj" in deaf.text) == (400, True)
 
 
 # --- long waits -------------------------------------------------------------------------------------------------------

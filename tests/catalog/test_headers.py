@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from makegguf import header, make_gguf, model_pairs
+from makegguf import Tensor, header, make_gguf, model_pairs
 from modeld.catalog.gguf import parse_bytes
-from modeld.catalog.headers import Facts, HeaderCache, facts_of, kv_shape, printable
+from modeld.catalog.headers import ENCODERS, LABEL_CHARS_MAX, NO_CACHE, Facts, HeaderCache, facts_of, kv_shape, printable
 from modeld.core.model import KvShape
 
 
@@ -50,13 +50,57 @@ def test_facts_are_what_the_catalogue_needs(tmp_path):
     pairs = model_pairs("qwen3", name=" A\nname\x1b[2J ", file_type=15, ctx=4096)
     facts = facts_of(parse_bytes(header(pairs)))
     assert facts == Facts(
-        family="qwen3", name="A�name�[2J", quant="Q4_K_M", ctx_train=4096, heads_kv=(2, 2), key_length=16, value_length=16
+        family="qwen3",
+        name="A�name�[2J",
+        quant="Q4_K_M",
+        ctx_train=4096,
+        heads_kv=(2, 2),
+        key_length=16,
+        value_length=16,
+        embedding_length=64,
+        format_version=3,
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "pooling"), [(0, "none"), (1, "mean"), (2, "cls"), (3, "last"), (4, "rank"), (5, ""), (-1, ""), (True, ""), ("mean", "")]
+)
+def test_pooling_is_told_in_llama_cpps_words(said, pooling):
+    assert facts_of(parse_bytes(header(model_pairs(extra={"llama.pooling_type": said})))).pooling == pooling
+
+
+@pytest.mark.parametrize(
+    ("template", "has", "tools"),
+    [("{{ x }}", True, False), ("{% if tools %}", True, True), (" ", False, False), (None, False, False), (7, False, False)],
+)
+def test_a_chat_template_is_noticed_and_whether_it_knows_tools(template, has, tools):
+    facts = facts_of(parse_bytes(header(model_pairs(extra={"tokenizer.chat_template": template}))))
+    assert (facts.has_chat_template, facts.takes_tools) == (has, tools)
+
+
+def test_a_template_for_tools_alone_counts():
+    said = {"tokenizer.chat_template": "x", "tokenizer.chat_template.tool_use": "y"}
+    assert facts_of(parse_bytes(header(model_pairs(extra=said)))).takes_tools
+
+
+def test_weights_words_and_widths_are_counted():
+    pairs = model_pairs(vocab=70, extra={"general.size_label": "1.7B\n" + "x" * 99, "llama.attention.causal": False})
+    tensors = [Tensor("a", (64, 3)), Tensor("b", (32,), offset=192)]
+    facts = facts_of(parse_bytes(header(pairs, tensors) + bytes(224)))
+    assert (facts.parameters, facts.vocabulary, facts.embedding_length, facts.causal) == (224, 70, 64, False)
+    assert facts.size_label.startswith("1.7B") and len(facts.size_label) == LABEL_CHARS_MAX and facts.size_label.isprintable()
+
+
+def test_a_family_without_a_cache_has_no_shape():
+    for family in sorted(NO_CACHE):
+        assert shape(arch=family) == KvShape()
+    for family in sorted(ENCODERS - NO_CACHE):
+        assert shape(arch=family) != KvShape()
 
 
 def test_odd_types_in_a_header_are_as_if_absent():
     facts = facts_of(parse_bytes(header({"general.architecture": 7, "general.name": [1], "general.file_type": "3"})))
-    assert facts == Facts()
+    assert facts == Facts(format_version=3)
     assert facts_of(parse_bytes(header(model_pairs(ctx=1 << 40)))).ctx_train == 0
 
 

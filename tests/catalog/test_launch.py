@@ -65,6 +65,27 @@ def test_batches_fit_into_each_other_and_the_context(said, batch, ubatch):
     assert (got.batch, got.ubatch) == (batch, ubatch)
 
 
+@pytest.mark.parametrize(
+    ("said", "reads_whole", "both"),
+    [
+        (PartialOptions(), True, 2048),
+        (PartialOptions(), False, 512),
+        (PartialOptions(ctx=512), True, 512),
+        (PartialOptions(ubatch=256), True, 256),
+        (PartialOptions(batch=300), True, 300),
+        (PartialOptions(ubatch=4096), True, 4096),
+        (PartialOptions(batch=4096), True, 4096),
+        (PartialOptions(batch=4096, ubatch=64), True, 64),
+        (PartialOptions(batch=4096, ubatch=64), False, 64),
+        (PartialOptions(batch=1024), False, 1024),
+        (PartialOptions(ctx=100, batch=4096), True, 100),
+    ],
+)
+def test_a_model_that_embeds_has_one_batch_size(said, reads_whole, both):
+    got = resolve_options(said, 8192, 1, embeds=True, reads_whole=reads_whole)
+    assert (got.batch, got.ubatch) == (both, both)
+
+
 def test_threads_are_physical_cores_within_the_quota(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 9})
     for cpu, siblings in {0: "0-1", 1: "0-1", 2: "2-3", 3: "2-3"}.items():

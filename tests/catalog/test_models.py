@@ -5,12 +5,14 @@ import os
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from makegguf import make_gguf, make_split
 from modeld.catalog import headers
 from modeld.catalog.launch import usable_cpu_count
 from modeld.catalog.models import Catalog, ModelOverride, ModelTable, PartialOptions
-from modeld.core.model import KvShape, LaunchOptions, ModelId, ModelSpec, Priority
+from modeld.core.model import KvShape, LaunchOptions, ModelId, ModelKind, ModelSpec, Priority
 from modeld.errors import UnknownModel
 
 
@@ -51,7 +53,12 @@ def test_a_model_is_described_by_its_header(tmp_path):
         ctx_train=4096,
         kv_shape=KvShape((1, 1), 16, 16),
         options=LaunchOptions(ctx=4096, threads=usable_cpu_count()),
+        parameters=spec.parameters,
+        embedding_length=64,
+        format_version=3,
+        modified_unix=path.stat().st_mtime,
     )
+    assert 7000 < spec.parameters < 8192  # one tensor of bytes, beside the header
     assert len(spec.fingerprint) == 16
     assert found.notes == ()
 
@@ -384,6 +391,126 @@ def test_the_search_for_near_matches_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "get_close_matches", lambda word, names, n: asked.append((len(word), len(names))) or [])
     unknown(table(*(f"m{index}.gguf" for index in range(1000))), "x" * 500)
     assert asked == [(128, module.NEAR_SEARCH_MAX)]
+
+
+# --- kinds ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_header_says_is_what_a_model_is_started_for(tmp_path):
+    make_gguf(tmp_path / "writes.gguf")
+    make_gguf(tmp_path / "embeds.gguf", arch="bert", ctx=512, extra={"bert.pooling_type": 2})
+    make_gguf(tmp_path / "scores.gguf", arch="qwen3", ctx=4096, extra={"qwen3.pooling_type": 4})
+    make_gguf(tmp_path / "long.gguf", arch="nomic-bert", ctx=8192, extra={"nomic-bert.pooling_type": 1})
+    found = scan(tmp_path).models
+    assert {spec.id: (spec.kind.value, spec.pooling, spec.options.batch, spec.options.ubatch, spec.logits) for spec in found.values()} == {
+        "embeds.gguf": ("embed", "cls", 512, 512, False),
+        "long.gguf": ("embed", "mean", 2048, 2048, False),
+        "scores.gguf": ("rerank", "rank", 512, 512, True),
+        "writes.gguf": ("generate", "", 512, 512, True),
+    }
+
+
+def test_the_operators_kind_wins(tmp_path):
+    make_gguf(tmp_path / "a.gguf", arch="qwen3", extra={"qwen3.pooling_type": 3})
+    make_gguf(tmp_path / "b.gguf")
+    said = {"a": ModelOverride(kind=ModelKind.GENERATE), "b": ModelOverride(kind=ModelKind.EMBED)}
+    found = scan(tmp_path, said)
+    assert [(spec.kind.value, spec.pooling) for spec in found.models.values()] == [("generate", ""), ("embed", "last")]
+
+
+def test_a_projector_gives_eyes_or_ears(tmp_path):
+    for name, says in {"eyes": {}, "ears": {"clip.has_audio_encoder": True}, "both": {}}.items():
+        both = {"clip.has_vision_encoder": True, "clip.has_audio_encoder": True}
+        make_gguf(tmp_path / name / f"{name}.gguf")
+        make_gguf(tmp_path / name / f"mmproj-{name}.gguf", arch="clip", extra=both if name == "both" else says)
+    make_gguf(tmp_path / "none.gguf")
+    assert {spec.id: spec.modalities for spec in scan(tmp_path).models.values()} == {
+        "both.gguf": ("text", "image", "audio"),
+        "ears.gguf": ("text", "audio"),
+        "eyes.gguf": ("text", "image"),
+        "none.gguf": ("text",),
+    }
+
+
+def test_what_clients_want_to_know_comes_from_the_header(tmp_path):
+    template = "{% if tools %}{{ tools }}{% endif %}"
+    said = {"general.size_label": "7B", "tokenizer.chat_template": template}
+    parts = make_split(tmp_path, "big", 2, size_bytes=9000, extra=said, vocab=50)
+    (spec,) = scan(tmp_path).models.values()
+    assert (spec.size_label, spec.has_chat_template, spec.takes_tools, spec.vocabulary) == ("7B", True, True, 50)
+    alone = make_gguf(tmp_path / "other" / "alone.gguf", size_bytes=9000, split=(0, 1), extra=said, vocab=50)
+    single = scan(alone.parent).models[ModelId("alone.gguf")].parameters
+    assert len(parts) == 2 and spec.parameters > single + 8000  # the weights of all parts together
+
+
+# --- Ollama's names ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("b:latest", "b.gguf"),
+        ("b.gguf:latest", "b.gguf"),
+        ("B:Latest", "b.gguf"),
+        ("nick:latest", "b.gguf"),
+        ("b:latest:latest", "b.gguf"),
+        ("tiny:Q4_K_M", "tiny-Q4_K_M.gguf"),
+        ("tiny:q4_k_m", "tiny-Q4_K_M.gguf"),
+        ("Tiny:q8_0", "tiny.q8_0.gguf"),
+        ("tiny:Q8_0", "tiny.q8_0.gguf"),
+        ("tiny:Q8_0:latest", "tiny.q8_0.gguf"),
+        ("u:UD-Q2_K_XL", "u-UD-Q2_K_XL.gguf"),
+        ("d/x:F16", "d/x.f16.gguf"),
+        ("called:latest", "called:latest.gguf"),
+    ],
+)
+def test_names_with_a_tag_are_understood(name, model):
+    ids = ("b.gguf", "tiny-Q4_K_M.gguf", "tiny.q8_0.gguf", "u-UD-Q2_K_XL.gguf", "d/x.f16.gguf", "called.gguf", "called:latest.gguf")
+    assert table(*ids, b_gguf=("nick",)).resolve(name) == model
+
+
+@pytest.mark.parametrize("name", [":latest", "x:latest", "m:Q4_0", "tiny", "tiny:Q5_0", "tiny:", "tiny:latest", "latest"])
+def test_a_tag_that_is_no_models_or_could_be_two_models_is_unknown(name):
+    unknown(table("tiny-Q4_K_M.gguf", "m-Q4_0.gguf", "m.Q4_0.gguf"), name)
+
+
+def test_a_name_of_its_own_is_stronger_than_a_tag():
+    models = table("m-Q4_0.gguf", "other.gguf", other_gguf=("m:Q4_0", "m-Q4_0:latest"))
+    assert (models.resolve("m:Q4_0"), models.resolve("m-Q4_0:latest")) == ("other.gguf", "other.gguf")
+    assert models.ollama_name(models.models[ModelId("m-Q4_0.gguf")]) == "m-Q4_0.gguf:latest"
+
+
+def test_a_wrong_tag_has_near_matches():
+    assert "tiny-Q4_K_M.gguf" in unknown(table("tiny-Q4_K_M.gguf", "zebra.gguf"), "tiny:q5_0")
+
+
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        ("SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct:Q4_1"),
+        ("gpt-oss-20b-mxfp4.gguf", "gpt-oss-20b:MXFP4"),
+        ("Qwen3-8B.gguf", "Qwen3-8B:latest"),
+        ("q4_0.gguf", "q4_0:latest"),
+        ("gpt", "gpt:latest"),
+    ],
+)
+def test_the_name_in_ollamas_lists(model, shown):
+    models = table(model)
+    assert models.ollama_name(models.models[ModelId(model)]) == shown
+
+
+PIECES = st.sampled_from(["m", "M", "-", ".", "_", ":", "/", "Q4_0", "q4_0", "UD-Q2_K", "latest", ":latest", ".gguf", ".GGUF"])
+NAMES = st.lists(PIECES, min_size=1, max_size=6).map("".join)
+
+
+@given(st.sets(NAMES, min_size=1, max_size=8), st.lists(NAMES, max_size=3))
+def test_the_shown_name_leads_back_to_its_model_whatever_else_there_is(ids, aliases):
+    first = min(ids)
+    specs = {ModelId(key): ModelSpec(ModelId(key), key, aliases=tuple(aliases) if key == first else ()) for key in ids}
+    models = ModelTable(specs)
+    shown = {models.ollama_name(spec): key for key, spec in specs.items()}
+    assert len(shown) == len(ids)
+    assert {name: models.resolve(name) for name in shown} == shown
 
 
 # --- scanning again ---------------------------------------------------------------------------------------------------

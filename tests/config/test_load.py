@@ -12,7 +12,7 @@ import pytest
 
 from modeld.config import Loaded, Settings, load
 from modeld.config.settings import TABLE
-from modeld.core.model import EvictionPolicy, Limits, Priority
+from modeld.core.model import EvictionPolicy, Limits, ModelKind, Priority
 from modeld.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -258,6 +258,8 @@ def test_again_reads_the_file_anew(loaded: Load, tmp_path: Path) -> None:
             "models: {a: {priority: interactiv}}\n",
             'key "models.a.priority": "interactiv" is not one of interactive, normal, batch; did you mean "interactive"?',
         ),
+        ({}, {}, "models: {a: {kind: embedding}}\n", '"embedding" is not one of auto, generate, embed, rerank; did you mean'),
+        ({"kind": "embed"}, {}, None, "--kind"),
         ({}, {}, "models: {a: {fairness_wait: 5}}\n", 'key "models.a.fairness_wait" = 5 cannot be set for one model'),
         ({}, {}, "models: {a: {priorty: batch}}\n", 'key "models.a.priorty" = "batch" is not known; did you mean "priority"?'),
         (
@@ -326,6 +328,7 @@ def test_a_model_is_found_with_and_without_its_ending(loaded: Load, tmp_path: Pa
     text = (
         "llama_ctx: 4096\nllama_threads: 2\nmodels:\n  a.gguf: {llama_ctx: 1024, ttl: 5m, aliases: [x]}\n"
         "  b: {pinned: true, vram_mb: 7, priority: batch}\n  c:\n  d: {llama_ctx: auto}\n"
+        "  e: {kind: RERANK}\n  f: {kind: auto}\n"
     )
     result = loaded({}, {}, text)
     settings = result.settings
@@ -336,6 +339,7 @@ def test_a_model_is_found_with_and_without_its_ending(loaded: Load, tmp_path: Pa
     assert settings.override_for("b.gguf").vram_mb == 7
     assert settings.override_for("b.gguf").priority is Priority.BATCH
     assert settings.override_for("a.gguf").priority is Priority.NORMAL
+    assert [settings.override_for(name).kind for name in "aef"] == [None, ModelKind.RERANK, None]
     assert settings.override_for("c.gguf") == settings.override_for("other.gguf")
     assert settings.override_for("d.gguf").options.ctx is None
     assert settings.override_for("other.gguf").options.ctx == 4096

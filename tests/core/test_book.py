@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-only
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from core.play import Play, arrive, i, loaded, r, spec
 from modeld.core.book import Alarm, Book
 from modeld.core.messages import InstanceReady, LeaseReleased, LoadRequested
-from modeld.core.model import HOST, LOCAL, DeviceId, Limits, ModelId, ModelSpec
+from modeld.core.model import HOST, LOCAL, DeviceId, Limits, ModelId, ModelKind, ModelSpec
 from modeld.errors import InvariantError
 
 A, B = ModelId("a"), ModelId("b")
@@ -49,6 +51,21 @@ def test_the_least_that_any_model_takes():
     assert book_of([spec("a", 50), spec("far", 0, external=True)], budget=100).least_mb() == 0
     assert book_of([spec("a", 50)], budget_mb={GPU0: 50, GPU1: 0}).least_mb() == 0
     assert book_of([spec("a", 50, unavailable="no file")], budget=100).least_mb() == 0
+
+
+def test_a_launch_is_another_one_when_anything_that_the_engine_is_told_differs():
+    play = loaded(Play({"a": 10}), "a")
+    instance = next(iter(play.scheduler._book.instances.values()))
+    same = instance.spec
+    assert instance.same_launch(replace(same, aliases=("x",), pinned=True, ttl_seconds=5.0, takes_tools=True))
+    for change in (
+        {"fingerprint": "v2"},
+        {"options": replace(same.options, ubatch=64)},
+        {"mmproj": "/p"},
+        {"kind": ModelKind.EMBED},
+        {"pooling": "cls"},
+    ):
+        assert not instance.same_launch(replace(same, **change)), change
 
 
 # --- alarms -----------------------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from modeld.core.estimate import MIB, cells, kv_bytes, need
-from modeld.core.model import KvShape, KvType, LaunchOptions, ModelId, ModelSpec
+from modeld.core.estimate import MIB, cells, embedding_bytes, kv_bytes, need
+from modeld.core.model import FlashAttention, KvShape, KvType, LaunchOptions, ModelId, ModelKind, ModelSpec
 
 SMOLLM2 = ModelSpec(
     id=ModelId("starter.gguf"),
@@ -67,3 +67,30 @@ def test_an_attached_projector_counts():
 def test_a_declared_figure_wins_and_what_is_not_ours_costs_nothing():
     assert (need(replace(SMOLLM2, vram_mb=7)).total_mb, need(replace(SMOLLM2, vram_mb=7)).source) == (7, "declared")
     assert (need(replace(SMOLLM2, external=True)).total_mb, need(replace(SMOLLM2, external=True)).source) == (0, "external")
+
+
+@pytest.mark.parametrize(
+    ("width", "ubatch", "flash", "printed_mb"),
+    [
+        (768, 512, FlashAttention.AUTO, 14.02),
+        (768, 2048, FlashAttention.AUTO, 62.08),
+        (768, 2048, FlashAttention.OFF, 250.08),
+        (1024, 2048, FlashAttention.AUTO, 80.08),
+        (1024, 2048, FlashAttention.OFF, 328.08),
+        (1024, 8192, FlashAttention.AUTO, 416.31),
+    ],
+)
+def test_an_encoders_batch_covers_what_llama_cpp_prints(width: int, ubatch: int, flash: FlashAttention, printed_mb: float):
+    """ "compute buffer size" of a BERT of that embedding length, feed-forward of four times that."""
+    options = LaunchOptions(ubatch=ubatch, flash_attn=flash)
+    spec = ModelSpec(ModelId("a"), "a", kind=ModelKind.EMBED, options=options, embedding_length=width, vocabulary=30_000, logits=False)
+    assert printed_mb <= embedding_bytes(spec) / MIB <= 2.2 * printed_mb
+
+
+@pytest.mark.parametrize(("ubatch", "printed_mb"), [(512, 109.64 + 96), (2048, 438.61 + 384)])
+def test_a_decoder_that_embeds_pays_for_its_logits_twice(ubatch: int, printed_mb: float):
+    """SmolLM2-135M: the compute buffer, and the output buffer that grows with the first long text."""
+    spec = replace(SMOLLM2, kind=ModelKind.EMBED, options=replace(SMOLLM2.options, ubatch=ubatch), embedding_length=576, vocabulary=49_152)
+    assert printed_mb <= embedding_bytes(spec) / MIB <= 1.1 * printed_mb
+    assert need(spec).total_mb - need(SMOLLM2).total_mb == pytest.approx(embedding_bytes(spec) / MIB, abs=1)
+    assert "embedding" in [part.name for part in need(spec).parts]

@@ -14,6 +14,7 @@ from modeld.core.messages import (
     ModelTableReplaced,
     RequestWithdrawn,
     SettingsReplaced,
+    ShutdownRequested,
     UnloadRequested,
     Wakeup,
 )
@@ -94,3 +95,31 @@ def test_a_request_goes_before_a_wish():
     play.at(3, *gone(1, "a")).gives("start 2/c")
     play.at(4, InstanceReady(i(2, "c"))).gives("grant r2 2/c")
     play.at(5, LeaseReleased(r("r2"))).gives("stop 2/c evicted for b")
+
+
+def test_an_unload_while_it_loads_stops_it_at_once_and_nobody_loads_it_again():
+    play = Play({"a": 100})
+    play.at(0, LoadRequested(A)).gives("start 1/a")
+    play.at(1, UnloadRequested(A)).gives("stop 1/a unload")
+    play.at(2, *gone(1, "a")).gives()
+
+
+def test_an_unload_while_requests_wait_for_the_load_starts_it_anew_for_them():
+    play = Play({"a": 100})
+    play.at(0, arrive("r1", "a")).gives("start 1/a")
+    play.at(1, UnloadRequested(A)).gives("stop 1/a unload")
+    play.at(2, *gone(1, "a")).gives("start 2/a")
+    play.at(3, InstanceReady(i(2, "a"))).gives("grant r1 2/a")
+
+
+def test_a_wish_may_evict_who_is_idle_and_waits_for_who_is_not():
+    play = loaded(Play({"a": 100, "b": 100}, budget=150), "a")
+    play.at(1, arrive("r1", "a"), LoadRequested(B)).gives("grant r1 1/a")
+    play.at(2, LeaseReleased(r("r1"))).gives("stop 1/a evicted for b")
+    play.at(3, *gone(1, "a")).gives("start 2/b")
+
+
+def test_a_wish_in_the_shutdown_is_none():
+    play = Play({"a": 100})
+    play.at(0, ShutdownRequested(), LoadRequested(A)).gives()
+    assert play.snapshot.wished == frozenset()

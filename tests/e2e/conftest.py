@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from e2e.daemon import Daemon, link_models, running
+from e2e.toolmodel import write_tool_model
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,4 +33,23 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Iterator[
     home = tmp_path_factory.mktemp("home")
     models = link_models(home / "models", starter, "a.gguf", "b.gguf", "c.gguf")
     with running(home, models) as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def tool_model(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+    """The starter with a chat template that knows tools."""
+    return write_tool_model(starter, tmp_path_factory.mktemp("toolmodel") / "tools.gguf")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, starter: Path, tool_model: Path) -> Iterator[Daemon]:
+    """What the tests of clients speak to: the model a, and the model tools, which can be made to call a function. Bodies up to 512 KiB.
+
+    One thread computes: of several, each waits for all at every layer, which on a busy machine takes many times as long.
+    """
+    home = tmp_path_factory.mktemp("home")
+    models = link_models(home / "models", starter, "a.gguf")
+    link_models(models, tool_model, "tools.gguf")
+    with running(home, models, "--llama-threads", "1", "--max-api-body-bytes", "512KiB", "--max-body-bytes", "512KiB") as one:
         yield one

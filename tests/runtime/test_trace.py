@@ -22,6 +22,7 @@ from modeld.core.messages import (
     LeaseFailed,
     LeaseReleased,
     ModelTableReplaced,
+    PinChanged,
     Refuse,
     RequestArrived,
     RequestWithdrawn,
@@ -77,6 +78,16 @@ def test_it_begins_with_who_wrote_it_the_limits_and_the_models(path: Path):
     assert first == ModelLine(0.0, "a", 100, slots=2, priority=Priority.INTERACTIVE, pinned=True)
     assert second == ModelLine(1.0, "b", 120)  # and "a" is not told again
     assert isinstance(replaced, LimitsLine) and (replaced.at, limits_of(replaced).budget_mb) == (2.5, {LOCAL: 0})
+
+
+def test_a_pin_at_run_time_is_written_as_the_model_it_makes(path: Path):
+    writer = TraceWriter(path, LIMITS, now=100.0, models={A.id: A, B.id: B})
+    writer.record(101.0, PinChanged(B.id, True), [])
+    writer.record(102.0, ModelTableReplaced({A.id: A, B.id: B}), [])
+    writer.record(103.0, PinChanged(A.id, False), [])
+    writer.close()
+    told = [(line.at, line.id, line.pinned) for line in lines(path) if isinstance(line, ModelLine)]
+    assert told == [(0.0, "a", True), (0.0, "b", False), (1.0, "b", True), (3.0, "a", False)]
 
 
 def test_a_request_is_written_when_it_ends(path: Path):

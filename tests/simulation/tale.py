@@ -36,6 +36,7 @@ class Mirror:
     """A scheduler that says of itself what is known of it from outside, and what a test adds to that.
 
     closed   instances that take nothing new, with the due model they were closed for
+    pinned   what it says is pinned, None = the truth
     """
 
     def __init__(self) -> None:
@@ -44,6 +45,7 @@ class Mirror:
         self.failed: list[str] = []
         self.wakeup: float | None = None
         self.hidden_lines = False
+        self.pinned: frozenset[ModelId] | None = None
         self.broken = False
 
     def next_wakeup(self) -> float | None:
@@ -95,6 +97,7 @@ class Mirror:
             shutting_down=False,
             error=None,
             last_error=None,
+            pinned=frozenset(one.id for one in outside.models.values() if outside.is_held(one)) if self.pinned is None else self.pinned,
         )
 
 

@@ -32,3 +32,4 @@ def test_every_kind_of_machine_and_every_kind_of_fault_is_drawn() -> None:
     assert any(not len(one.faults) for one in MANY), "calm runs stand beside wild ones"
     assert any(model.spec.split for one in MANY for model in one.workload.models)
     assert any(ask.priority is not None for one in MANY for ask in one.workload.asks)
+    assert any(ask.keep_seconds > 0 for one in MANY for ask in one.workload.asks)

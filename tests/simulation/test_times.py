@@ -115,3 +115,17 @@ def test_ttl() -> None:
     assert not breaks(lambda: story().at(13, Wakeup(), stop).at(20, Wakeup()))
     assert breaks(lambda: story().at(12.9, Wakeup(), stop))
     assert breaks(lambda: story().at(13.1, Wakeup()))
+
+
+def test_a_ttl_that_a_request_lengthened() -> None:
+    def story(keep_seconds: float) -> Tale:
+        tale = Tale(spec("a", ttl_seconds=3.0, slots=2), checks=TIMES).serving("a", "r1")
+        asked = Request(R2, ModelId("a"), keep_seconds=keep_seconds)
+        return tale.at(1, RequestArrived(asked), grant("r2", "1/a")).released(2, "r2").released(3, "r1")
+
+    stop = StopInstance(InstanceId("1/a"), "ttl")
+    assert not breaks(lambda: story(10.0).at(11.9, Wakeup()).at(12, Wakeup(), stop))
+    assert breaks(lambda: story(10.0).at(6, Wakeup(), stop))
+    assert breaks(lambda: story(10.0).at(12.1, Wakeup()))
+    assert not breaks(lambda: story(0.5).at(6, Wakeup(), stop))
+    assert breaks(lambda: story(0.5).at(2.5, Wakeup(), stop))

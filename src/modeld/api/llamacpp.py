@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from modeld.api.passthrough import Passthrough, relayed_route
 from modeld.api.relay import Relay
 from modeld.api.route import JSON, MULTIPART, Call, Dialect, Header, Parameter, Reply, Route, Scope
+from modeld.api.tasks import Task
 from modeld.api.terms import PARAMETERS
 from modeld.errors import BadRequest
 
@@ -31,15 +32,15 @@ class LlamaCpp:
     def routes(self) -> list[Route]:
         rest = "Anything else of one model's server: the path after the model's name is asked of it. The body may be empty."
         return [
-            self._own("/completion", "Text completion in llama.cpp's own form.", generates=True),
-            self._own("/completions", "The same as /completion.", generates=True, to="/completion"),
-            self._own("/chat/completions", "The same as /v1/chat/completions.", generates=True, dialect=Dialect.OPENAI),
-            self._own("/infill", "Text between a prefix and a suffix, of a model made for it.", generates=True),
-            self._own("/tokenize", "Tokens of a text.", generates=False),
-            self._own("/detokenize", "Text of tokens.", generates=False),
-            self._own("/apply-template", "The prompt that the model's chat template makes of messages.", generates=False),
-            self._own("/embedding", "Embeddings in llama.cpp's own form.", generates=False),
-            self._own("/embeddings", "The same as /v1/embeddings.", generates=False, to="/v1/embeddings", dialect=Dialect.OPENAI),
+            self._own("/completion", "Text completion in llama.cpp's own form.", Task.WRITE),
+            self._own("/completions", "The same as /completion.", Task.WRITE, to="/completion"),
+            self._own("/chat/completions", "The same as /v1/chat/completions.", Task.WRITE, dialect=Dialect.OPENAI),
+            self._own("/infill", "Text between a prefix and a suffix, of a model made for it.", Task.WRITE),
+            self._own("/tokenize", "Tokens of a text.", Task.READ),
+            self._own("/detokenize", "Text of tokens.", Task.READ),
+            self._own("/apply-template", "The prompt that the model's chat template makes of messages.", Task.READ),
+            self._own("/embedding", "Embeddings in llama.cpp's own form.", Task.EMBED),
+            self._own("/embeddings", "The same as /v1/embeddings.", Task.EMBED, to="/v1/embeddings", dialect=Dialect.OPENAI),
             Route(
                 "GET",
                 "/props",
@@ -67,8 +68,8 @@ class LlamaCpp:
             ),
         ]
 
-    def _own(self, path: str, what: str, *, generates: bool, to: str | None = None, dialect: Dialect = Dialect.LLAMA) -> Route:
-        return relayed_route(self._passthrough, path, what, dialect, generates=generates, to=to)
+    def _own(self, path: str, what: str, task: Task, to: str | None = None, dialect: Dialect = Dialect.LLAMA) -> Route:
+        return relayed_route(self._passthrough, path, what, dialect, task, to=to)
 
     async def props(self, call: Call) -> Reply | None:
         spec = await self._relay.resolve(call, call.asked_of("model"))

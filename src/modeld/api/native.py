@@ -33,6 +33,7 @@ from modeld.api.schemas import (
     decode,
     encode,
 )
+from modeld.api.tasks import Task, check_task
 from modeld.api.terms import PARAMETERS, terms_of
 from modeld.core.lifecycle import State
 from modeld.core.model import ModelId
@@ -136,6 +137,7 @@ class Native:
         if not body.prompt.strip():
             raise BadRequest("prompt: it holds only white space")
         spec = await self._relay.resolve(call, body.model)
+        check_task(spec, Task.WRITE)
         call.body = encode(_completion(body, spec.id))
         call.terms = terms_of(call, spec, asked=body.max_tokens, streams=True)
         answer = InferStream(call) if body.stream is not False else InferWhole(call)

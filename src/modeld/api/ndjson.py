@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-only
-"""llama.cpp's event stream into the lines of /infer; rule: sans-IO, the same output however the input is cut, and one last line always.
-
-Of server-sent events: lines end in LF or CRLF, a leading byte order mark and comments are skipped, several `data` lines of one event are
-joined, other fields are ignored. llama.cpp sends an error after the head as `data: {"error": …}`, older builds as `error: {…}`.
-"""
+"""llama.cpp's event stream into the lines of /infer; rule: sans-IO, the same output however the input is cut, and one last line always."""
 
 from __future__ import annotations
 
@@ -14,20 +10,21 @@ import msgspec
 from msgspec import Struct
 
 from modeld.api.schemas import Done, Failed, Token, Usage, encode, fault
+from modeld.api.sse import DONE, EVENT_BYTES_MAX, Event, SseReader
 from modeld.api.usage import TokenUsage
 from modeld.errors import BadRequest, BadUpstreamReply, ModeldError
-
-EVENT_BYTES_MAX: Final = 16 << 20
-"""An event beyond this is nonsense; the buffer for one never grows larger."""
 
 T = TypeVar("T")
 
 INCOMPLETE: Final = "the model server's answer ended before it was complete"
-_BOM: Final = b"\xef\xbb\xbf"
+TOO_LARGE: Final = "the model server sent an event that is too large"
+NOT_UNDERSTOOD: Final = "the model server sent an event that is not understood"
 _SOME_PATH: Final = re.compile(r"""(?:^|[\s"'`(\[{<=:,])(?:~?/(?!v1/|\s|$|/)|[A-Za-z]:\\)|\.(?:sock|gguf)\b|Traceback|\n""")
 
 
-class _Problem(Struct):
+class Problem(Struct):
+    """An error as llama.cpp words it."""
+
     message: str = ""
     code: int = 0
 
@@ -46,15 +43,15 @@ class _Event(Struct):
     tokens_predicted: int = 0
     tokens_evaluated: int = 0
     timings: _Timings | None = None
-    error: _Problem | str | None = None
+    error: Problem | str | None = None
 
 
 class _ErrorBody(Struct):
-    error: _Problem | str
+    error: Problem | str
 
 
 _events: Final = msgspec.json.Decoder(_Event)
-_problems: Final = msgspec.json.Decoder(_Problem | str)
+_problems: Final = msgspec.json.Decoder(Problem | str)
 _error_bodies: Final = msgspec.json.Decoder(_ErrorBody)
 
 
@@ -71,33 +68,20 @@ class SseToNdjson:
         self.error: ModeldError | None = None
         self.usage = TokenUsage()
         self._stream = stream
-        self._event_bytes_max = event_bytes_max
-        self._first = True
-        self._pieces: list[bytes] = []  # of the line that has not ended yet
-        self._pieces_bytes = 0
-        self._data: list[bytes] = []  # data lines of the event that has not ended yet
-        self._data_bytes = 0
+        self._reader = SseReader(event_bytes_max=event_bytes_max)
         self._content: list[str] = []
 
     def feed(self, chunk: bytes) -> bytes:
         """Bytes of the event stream in, whole lines out (b"" when there is none yet). Never raises."""
         if self.done:
             return b""
-        lines = chunk.split(b"\n")
         out: list[bytes] = []
-        for ended in lines[:-1]:
-            if self._pieces:
-                ended = b"".join([*self._pieces, ended])
-                self._pieces.clear()
-                self._pieces_bytes = 0
-            out.append(self._line(ended))
+        for event in self._reader.feed(chunk):
+            out.append(self._event(event))
             if self.done:
                 return b"".join(out)
-        if lines[-1]:
-            self._pieces.append(lines[-1])
-            self._pieces_bytes += len(lines[-1])
-        if self._pieces_bytes + self._data_bytes > self._event_bytes_max:
-            out.append(self.fail(BadUpstreamReply("the model server sent an event that is too large")))
+        if self._reader.too_large:
+            out.append(self.fail(BadUpstreamReply(TOO_LARGE)))
         return b"".join(out)
 
     def end(self) -> bytes:
@@ -111,37 +95,16 @@ class SseToNdjson:
         self.error = error
         return self._last(failed_line(error))
 
-    def _line(self, line: bytes) -> bytes:
-        if self._first:
-            self._first = False
-            line = line.removeprefix(_BOM)
-        line = line.removesuffix(b"\r")
-        if not line:
-            return self._dispatch()
-        name, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
-        if name == b"data":
-            self._data.append(value)
-            self._data_bytes += len(value) + 1
-            if self._data_bytes > self._event_bytes_max:
-                return self.fail(BadUpstreamReply("the model server sent an event that is too large"))
-        elif name == b"error":
-            return self.fail(_in_band(_read(_problems, value)))
-        return b""
-
-    def _dispatch(self) -> bytes:
-        if not self._data:
-            return b""
-        data = b"\n".join(self._data)
-        self._data.clear()
-        self._data_bytes = 0
-        if data == b"[DONE]":
+    def _event(self, seen: Event) -> bytes:
+        if seen.failed:
+            return self.fail(problem_of(seen.data))
+        if seen.data == DONE:
             return self.end()
-        event = _read(_events, data)
+        event = read_or_none(_events, seen.data)
         if event is None:
-            return self.fail(BadUpstreamReply("the model server sent an event that is not understood"))
+            return self.fail(BadUpstreamReply(NOT_UNDERSTOOD))
         if event.error is not None:
-            return self.fail(_in_band(event.error))
+            return self.fail(in_band(event.error))
         timings = event.timings or _Timings()
         self.usage = TokenUsage(event.tokens_evaluated, timings.cache_n, event.tokens_predicted, timings.predicted_per_second)
         line = b""
@@ -157,8 +120,7 @@ class SseToNdjson:
 
     def _last(self, line: bytes) -> bytes:
         self.done = True
-        self._pieces.clear()
-        self._data.clear()
+        self._reader.forget()
         self._content.clear()
         return line
 
@@ -171,7 +133,7 @@ def failed_line(error: ModeldError) -> bytes:
 
 def upstream_message(body: bytes) -> str:
     """The message in a model server's JSON error body, "" when there is none that may be shown to a client."""
-    read = _read(_error_bodies, body)
+    read = read_or_none(_error_bodies, body)
     return _message(read.error) if read is not None else ""
 
 
@@ -180,20 +142,26 @@ def is_showable(message: str) -> bool:
     return len(message) <= 2000 and not _SOME_PATH.search(message)
 
 
-def _in_band(problem: _Problem | str | None) -> ModeldError:
+def problem_of(raw: bytes) -> ModeldError:
+    """The error of an `error:` line."""
+    return in_band(read_or_none(_problems, raw))
+
+
+def in_band(problem: Problem | str | None) -> ModeldError:
     """An error that a model server sent in its stream."""
     message = _message(problem) if problem is not None else ""
-    if isinstance(problem, _Problem) and problem.code == BadRequest.http_status:
+    if isinstance(problem, Problem) and problem.code == BadRequest.http_status:
         return BadRequest(message or "the model server refused the request")
     return BadUpstreamReply(f"the model server failed: {message}" if message else "the model server failed")
 
 
-def _message(problem: _Problem | str) -> str:
-    message = problem.message if isinstance(problem, _Problem) else problem
+def _message(problem: Problem | str) -> str:
+    message = problem.message if isinstance(problem, Problem) else problem
     return message if is_showable(message) else ""
 
 
-def _read(decoder: msgspec.json.Decoder[T], data: bytes) -> T | None:
+def read_or_none(decoder: msgspec.json.Decoder[T], data: bytes) -> T | None:
+    """What a model server sent, None when it is not what `decoder` expects."""
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -11,6 +11,7 @@ from modeld.api.passthrough import RELAYED, Passthrough, relayed_route
 from modeld.api.relay import Relay
 from modeld.api.route import MULTIPART, Call, Dialect, Reply, Route, Scope
 from modeld.api.schemas import ModelMeta, OpenAIModel, OpenAIModels, encode
+from modeld.api.tasks import Task, check_task
 from modeld.api.terms import PARAMETERS
 from modeld.api.upload import model_of
 from modeld.core.estimate import need
@@ -36,7 +37,6 @@ class OpenAI:
         self._created = int(time.time())
 
     def routes(self) -> list[Route]:
-        tokens, none = True, False
         return [
             Route("GET", "/v1/models", Scope.INFER, "The models that can be served.", self.models, Dialect.OPENAI, answer=OpenAIModels),
             Route(
@@ -48,18 +48,18 @@ class OpenAI:
                 Dialect.OPENAI,
                 answer=OpenAIModel,
             ),
-            self._relayed("/v1/chat/completions", "Chat completion.", tokens),
-            self._relayed("/v1/chat/completions/input_tokens", "Tokens that a chat completion would read.", none),
-            self._relayed("/v1/completions", "Text completion.", tokens),
-            self._relayed("/v1/responses", "OpenAI's newer interface for answers.", tokens, Dialect.RESPONSES),
-            self._relayed("/v1/responses/input_tokens", "Tokens that a response would read.", none, Dialect.RESPONSES),
-            self._relayed("/v1/embeddings", "Embeddings, of a model that makes them.", none),
-            self._relayed("/v1/rerank", "Documents in the order of their relevance, of a model that ranks.", none),
-            self._relayed("/v1/reranking", "The same as /v1/rerank.", none, to="/v1/rerank"),
-            self._relayed("/rerank", "The same as /v1/rerank.", none, to="/v1/rerank"),
-            self._relayed("/reranking", "The same as /v1/rerank.", none, to="/v1/rerank"),
-            self._relayed("/v1/messages", "Anthropic's messages.", tokens, Dialect.ANTHROPIC),
-            self._relayed("/v1/messages/count_tokens", "Tokens that a message would read.", none, Dialect.ANTHROPIC),
+            self._relayed("/v1/chat/completions", "Chat completion.", Task.WRITE),
+            self._relayed("/v1/chat/completions/input_tokens", "Tokens that a chat completion would read.", Task.READ),
+            self._relayed("/v1/completions", "Text completion.", Task.WRITE),
+            self._relayed("/v1/responses", "OpenAI's newer interface for answers.", Task.WRITE, Dialect.RESPONSES),
+            self._relayed("/v1/responses/input_tokens", "Tokens that a response would read.", Task.READ, Dialect.RESPONSES),
+            self._relayed("/v1/embeddings", "Embeddings, of a model that makes them.", Task.EMBED),
+            self._relayed("/v1/rerank", "Documents in the order of their relevance, of a model that ranks.", Task.RANK),
+            self._relayed("/v1/reranking", "The same as /v1/rerank.", Task.RANK, to="/v1/rerank"),
+            self._relayed("/rerank", "The same as /v1/rerank.", Task.RANK, to="/v1/rerank"),
+            self._relayed("/reranking", "The same as /v1/rerank.", Task.RANK, to="/v1/rerank"),
+            self._relayed("/v1/messages", "Anthropic's messages.", Task.WRITE, Dialect.ANTHROPIC),
+            self._relayed("/v1/messages/count_tokens", "Tokens that a message would read.", Task.READ, Dialect.ANTHROPIC),
             Route(
                 "POST",
                 "/v1/audio/transcriptions",
@@ -74,8 +74,8 @@ class OpenAI:
             ),
         ]
 
-    def _relayed(self, path: str, what: str, generates: bool, dialect: Dialect = Dialect.OPENAI, to: str | None = None) -> Route:
-        return relayed_route(self._passthrough, path, what, dialect, generates=generates, to=to)
+    def _relayed(self, path: str, what: str, task: Task, dialect: Dialect = Dialect.OPENAI, to: str | None = None) -> Route:
+        return relayed_route(self._passthrough, path, what, dialect, task, to=to)
 
     async def models(self, call: Call) -> Reply:
         served = [spec for spec in (await self._table()).models.values() if spec.unavailable is None]
@@ -89,6 +89,7 @@ class OpenAI:
     async def transcribe(self, call: Call) -> Reply | None:
         media = call.headers[b"content-type"]
         spec = await self._relay.resolve(call, model_of(media, call.body) or call.asked_of("model"))
+        check_task(spec, Task.HEAR)
         return await self._passthrough.whole(call, spec, "/v1/audio/transcriptions", Dialect.OPENAI, headers=[(b"content-type", media)])
 
     def _model(self, spec: ModelSpec, states: dict[str, tuple[str, int]]) -> OpenAIModel:
@@ -98,7 +99,9 @@ class OpenAI:
             n_ctx=options.ctx,
             n_ctx_train=spec.ctx_train,
             slots=options.parallel,
-            modalities=["text", "image"] if spec.mmproj else ["text"],
+            kind=spec.kind.value,
+            modalities=list(spec.modalities),
+            parameters=spec.parameters,
             state=state,
             footprint_mb=held_mb or need(spec).total_mb,
             quant=spec.quant,

@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import msgspec
 
-from modeld.api.route import JSON, MULTIPART, NDJSON, Call, Dialect, Reply, Route, Scope
+from modeld.api.route import EVENT_STREAM, JSON, MULTIPART, NDJSON, PLAIN, Call, Dialect, Reply, Route, Scope
 from modeld.api.schemas import AnthropicFault, Done, Failed, Fault, LlamaFault, OpenAIFault, Token, encode
+from modeld.api.terms import TIMEOUT_HEADER
 
 _SEGMENT: Final = {"type": "string", "minLength": 1}
 _IN_PATH: Final = re.compile(r"\{([a-z]+)\}")
@@ -35,6 +36,15 @@ _ERRORS: Final = (
     "501 not supported · 502 the model server failed · 503 unavailable, draining or backing off (Retry-After) · 504 deadline · "
     "507 can never fit"
 )
+
+
+_MODEL_FAULTS: Final = {
+    501: "not supported by the model, or not at all",
+    502: "the model server failed",
+    503: "unavailable, draining or backing off (Retry-After)",
+    504: "deadline",
+    507: "can never fit",
+}
 
 
 class Documents:
@@ -94,18 +104,23 @@ def document(table: Sequence[Route], version: str) -> dict[str, Any]:
 
 def _operation(route: Route, schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if route.media == NDJSON:
-        answer: dict[str, Any] = {NDJSON: {"schema": {"oneOf": [schemas[repr(kind)] for kind in (Token, Done, Failed)]}}}
-        answer[JSON] = {"schema": schemas[repr(Done)]}
+        lines, whole = ((Token, Done, Failed), Done) if route.answer is Token else ((route.answer, Fault), route.answer)
+        answer: dict[str, Any] = {NDJSON: {"schema": {"oneOf": [schemas[repr(kind)] for kind in lines]}}}
+        answer[JSON] = {"schema": schemas[repr(whole)]}
     else:
         answer = {route.media: {"schema": schemas[repr(route.answer)] if route.answer is not None else {"type": "string"}}}
-    wrong = schemas[repr(_FAULTS[route.dialect])]
+    if route.streams:
+        answer[EVENT_STREAM] = {"schema": {"type": "string"}}
+    wrong = {"content": {JSON: {"schema": schemas[repr(_FAULTS[route.dialect])]}}}
+    fault = {"content": answer} if route.media == PLAIN else wrong  # a word, for machines that look at the status
     operation: dict[str, Any] = {
         "summary": route.summary,
         "operationId": f"{route.method} {route.path}".lower().replace("/", "_").replace(".", "_").replace(" ", "").translate(_NO_BRACES),
         "x-scope": route.scope.value,
         "responses": {
             "200": {"description": "OK", "content": answer},
-            "default": {"description": _ERRORS, "content": {JSON: {"schema": wrong}}},
+            **{str(status): {"description": said, **fault} for status, said in _faults_of(route).items()},
+            "default": {"description": _ERRORS, **wrong},
         },
     }
     parameters: list[dict[str, Any]] = [
@@ -123,6 +138,12 @@ def _operation(route: Route, schemas: dict[str, dict[str, Any]]) -> dict[str, An
         content = {media: {"schema": _UPLOAD if media == MULTIPART else schema} for media in route.takes}
         operation["requestBody"] = {"required": not route.body_optional, "content": content}
     return operation
+
+
+def _faults_of(route: Route) -> dict[int, str]:
+    """The 5xx that an answer may have although modeld makes no mistake. Where none stands, there is none."""
+    waits = any(one.name == TIMEOUT_HEADER for one in route.parameters)
+    return {status: said for status, said in _MODEL_FAULTS.items() if waits or status in route.faults}
 
 
 def page(table: Sequence[Route], described: dict[str, Any]) -> str:

@@ -24,7 +24,9 @@ class Ops:
     def routes(self) -> list[Route]:
         return [
             Route("GET", "/healthz", Scope.OPEN, "200 `ok` while the daemon runs.", self.healthz, media=PLAIN),
-            Route("GET", "/readyz", Scope.OPEN, "200 `ready` when a model is, else 503 `loading`.", self.readyz, media=PLAIN),
+            Route(
+                "GET", "/readyz", Scope.OPEN, "200 `ready` when a model is, else 503 `loading`.", self.readyz, media=PLAIN, faults=(503,)
+            ),
             Route("GET", "/metrics", Scope.READ, "Counters in Prometheus' text format.", self.metrics, media=MEDIA),
         ]
 

@@ -17,7 +17,8 @@ from modeld.api.dialects import Dialect, error_event
 from modeld.api.ndjson import INCOMPLETE, is_showable, upstream_message
 from modeld.api.relay import REFUSAL_BYTES_MAX, Answer, Relay, refusal
 from modeld.api.route import EVENT_STREAM, JSON, Call, Handler, Header, Reply, Route, Scope
-from modeld.api.schemas import EngineBody, decode, encode
+from modeld.api.schemas import EngineBody, MessagesBody, decode, encode
+from modeld.api.tasks import Task, check_task
 from modeld.api.terms import PARAMETERS, terms_of, token_limit
 from modeld.api.usage import read_usage
 from modeld.core.model import ModelSpec
@@ -48,6 +49,7 @@ _LAST: Final = {
 """What marks the last event of a complete stream. A quote inside a JSON string is written \\", so that text cannot look like it."""
 _BEAT: Final = b": waiting for the model\n\n"
 _bodies: Final = msgspec.json.Decoder(EngineBody)
+_messages: Final = msgspec.json.Decoder(MessagesBody)
 
 
 class Passthrough:
@@ -56,10 +58,12 @@ class Passthrough:
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
 
-    async def json(self, call: Call, path: str, dialect: Dialect, *, generates: bool = True) -> Reply | None:
-        """Relay `POST path` with the call's JSON body. `generates` is false where no tokens are made (a tokenizer, an embedding)."""
-        name, streams, asked = _read(call.body)
+    async def json(self, call: Call, path: str, dialect: Dialect, task: Task) -> Reply | None:
+        """Relay `POST path` with the call's JSON body. Raises BadRequest for a model that is not for the task."""
+        generates = task is Task.WRITE
+        name, streams, asked = _read(call.body, dialect)
         spec = await self._relay.resolve(call, name or call.asked_of("model"))
+        check_task(spec, task)
         call.terms = terms_of(call, spec, asked=asked if generates else 0, streams=streams and generates)
         return await self._relay.serve(call, spec.id, path, Passed(call, dialect, streams=streams and generates))
 
@@ -69,11 +73,11 @@ class Passthrough:
         return await self._relay.serve(call, spec.id, path, Passed(call, dialect), method=call.method, headers=headers)
 
 
-def relayed_route(passthrough: Passthrough, path: str, what: str, dialect: Dialect, *, generates: bool, to: str | None = None) -> Route:
+def relayed_route(passthrough: Passthrough, path: str, what: str, dialect: Dialect, task: Task, to: str | None = None) -> Route:
     """A POST route whose JSON body goes to the model server's own `to` (by default the same path)."""
 
     async def handle(call: Call) -> Reply | None:
-        return await passthrough.json(call, to or path, dialect, generates=generates)
+        return await passthrough.json(call, to or path, dialect, task)
 
     handler: Handler = handle
     return Route(
@@ -83,15 +87,16 @@ def relayed_route(passthrough: Passthrough, path: str, what: str, dialect: Diale
         f"{what} {RELAYED}",
         handler,
         dialect,
-        body=EngineBody,
+        body=MessagesBody if dialect is Dialect.ANTHROPIC else EngineBody,
         answer=dict[str, Any],
         parameters=PARAMETERS,
+        streams=task is Task.WRITE,
     )
 
 
-def _read(raw: bytes) -> tuple[str | None, bool, int | None]:
+def _read(raw: bytes, dialect: Dialect) -> tuple[str | None, bool, int | None]:
     """Model, stream, most tokens asked for. A function of its own: what is decoded holds on to the whole body."""
-    body = decode(_bodies, raw)
+    body = decode(_messages, raw) if dialect is Dialect.ANTHROPIC else decode(_bodies, raw)
     given = (body.max_completion_tokens, body.max_tokens, body.max_output_tokens, body.n_predict)
     return body.model, body.stream is True, token_limit(given)
 
@@ -204,17 +209,26 @@ class Passed(Answer):
         self.usage = read_usage(self._head + b"\n" + self._tail() + self._held)
 
 
+class _OwnWords(msgspec.Struct):
+    message: str
+    type: str = "invalid_request_error"
+    param: str | None = None
+
+
 class _OwnError(msgspec.Struct):
+    error: _OwnWords
+
+
+class _OwnMembers(msgspec.Struct):
     error: dict[str, Any]
 
 
 _own_errors: Final = msgspec.json.Decoder(_OwnError)
-_AS_IT_IS: Final = frozenset((Dialect.OPENAI, Dialect.RESPONSES, Dialect.LLAMA))
-"""The dialects whose errors llama.cpp words itself."""
+_own_members: Final = msgspec.json.Decoder(_OwnMembers)
 
 
 async def refusal_as_is(exchange: Exchange, dialect: Dialect, *, begun: bool) -> Reply:
-    """A child's refusal of a bad request: its own words where they may be shown and are of the dialect, and `source`.
+    """A child's refusal of a bad request in its own words, where they may be shown and are of the dialect, with what we always say.
 
     Raises what any other error status means; everything, when the answer has begun.
     """
@@ -222,17 +236,26 @@ async def refusal_as_is(exchange: Exchange, dialect: Dialect, *, begun: bool) ->
     if status != 501 and (not 400 <= status < 500 or status in (401, 403, 407)):
         raise await refusal(exchange)  # a rejected key is the operator's, not the client's
     body = await exchange.read(REFUSAL_BYTES_MAX)
-    message = upstream_message(body)
-    if begun or not message or dialect not in _AS_IT_IS or not is_showable(body.decode("utf-8", "replace")):
-        said = message or "the model server refused the request"
-        raise NotSupported(said, source="model") if status == 501 else RefusedByModel(said)
+    message = upstream_message(body) or "the model server refused the request"
+    told = NotSupported(message, source="model") if status == 501 else RefusedByModel(message)
+    if begun or not is_showable(body.decode("utf-8", "replace")) or (own := _own(body, dialect, told, status)) is None:
+        raise told
     retry = tuple((name, value) for name, value in exchange.headers if name == b"retry-after")
-    return Reply(status, _with_source(body), JSON, retry)
+    return Reply(status, own, JSON, retry)
 
 
-def _with_source(body: bytes) -> bytes:
+def _own(body: bytes, dialect: Dialect, told: ModeldError, status: int) -> bytes | None:
+    """The child's error with the members that the dialect's schema has besides; None for dialects that llama.cpp does not word itself."""
     try:
-        told = _own_errors.decode(body)
+        words, members = _own_errors.decode(body).error, _own_members.decode(body).error
     except (msgspec.DecodeError, RecursionError):
-        return body  # a text instead of an object: an older build, passed as it is
-    return encode({"error": told.error | {"source": "model"}})
+        return None
+    ours: dict[str, Any] = {"type": words.type, "source": told.source}
+    match dialect:
+        case Dialect.OPENAI | Dialect.RESPONSES:
+            ours |= {"code": told.kind, "param": words.param}  # llama.cpp's code is the status; OpenAI's is a word
+        case Dialect.LLAMA:
+            ours |= {"code": status, "kind": told.kind}
+        case _:
+            return None
+    return encode({"error": members | ours})

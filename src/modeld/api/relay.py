@@ -40,6 +40,7 @@ from modeld.errors import (
     ModeldError,
     ModelUnavailable,
     NoModelNamed,
+    NotSupported,
     RefusedByModel,
     UnknownModel,
 )
@@ -47,7 +48,7 @@ from modeld.errors import (
 if TYPE_CHECKING:
     from modeld.api.metrics import Metrics
     from modeld.catalog.models import ModelTable
-    from modeld.runtime.driver import Driver, Lease
+    from modeld.runtime.driver import Driver, Lease, PendingLease
     from modeld.runtime.upstream import Exchange
 
 RESCAN_PAUSE_SECONDS: Final = 0.25
@@ -56,6 +57,9 @@ LOOK_SECONDS_MAX: Final = 30.0
 """How long a request waits for the models folder to be read."""
 REFUSAL_BYTES_MAX: Final = 64 * 1024
 """Longest error body of a child that is read."""
+
+_TOO_LONG: Final = "is too large to process"
+"""llama.cpp's words for a text that a model must read whole and cannot; it calls that a fault of its own (500)."""
 
 _ASK_HEADERS: Final[list[Header]] = [(b"content-type", b"application/json"), (b"accept-encoding", b"identity")]
 
@@ -223,12 +227,29 @@ class Relay:
             self._metrics.tokens(answer.usage)
         return answer.reply()
 
-    async def _run(self, call: Call, model: ModelId, ask: Ask, answer: Answer) -> None:
-        connection = call.connection
-        if connection.disconnected:
+    async def load(self, call: Call, model: ModelId) -> None:
+        """Have `model` loaded: stand in line as any request, and give the slot back at once. Raises whatever went wrong."""
+        call.model = model
+        pending = self._line_up(call, model)
+        ending = Ending(pending.withdraw)
+        call.connection.on_disconnect(lambda: ending.end(ClientGone("the client left")))
+        since = time.monotonic()
+        try:
+            async with pending:
+                pass
+        finally:
+            call.wait_seconds += time.monotonic() - since
+            ending.now(_nothing)
+
+    def _line_up(self, call: Call, model: ModelId) -> PendingLease:
+        if call.connection.disconnected:
             raise ClientGone("the client left")
         number = f"{call.id}-{next(self._numbers)}"
-        pending = self._driver.request(_request(RequestId(number), model, call))
+        return self._driver.request(_request(RequestId(number), model, call))
+
+    async def _run(self, call: Call, model: ModelId, ask: Ask, answer: Answer) -> None:
+        connection = call.connection
+        pending = self._line_up(call, model)
         ending = Ending(pending.withdraw)
         connection.on_disconnect(lambda: ending.end(ClientGone("the client left")))
         since, waits = time.monotonic(), True
@@ -291,6 +312,7 @@ def _request(number: RequestId, model: ModelId, call: Call) -> Request:
         prompt_tokens=terms.prompt_tokens,
         answer_tokens=terms.answer_tokens,
         timeout_seconds=terms.timeout_seconds,
+        keep_seconds=terms.keep_seconds,
     )
 
 
@@ -346,8 +368,10 @@ async def refusal(exchange: Exchange) -> ModeldError:
     """What a child's answer with an error status means for the client."""
     message = upstream_message(await exchange.read(REFUSAL_BYTES_MAX))
     status = exchange.status
-    if status in (400, 413, 422):
+    if status in (400, 413, 422) or (status == 500 and _TOO_LONG in message):
         return RefusedByModel(message or "the model server refused the request")
+    if status == 501:
+        return NotSupported(message or "the model server cannot do this", source="model")
     if status == 503:
         return ModelUnavailable(
             f"the model server cannot answer now: {message}" if message else "the model server cannot answer now; try again"

@@ -99,6 +99,7 @@ class Terms:
     work: float = 1.0
     prompt_tokens: int = 0
     answer_tokens: int = 1
+    keep_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -181,6 +182,8 @@ class Route:
     media      content type of the 200 answer
     parameters what it reads besides the body
     small_body whether the tighter body cap (`max_body_bytes`) holds instead of `max_api_body_bytes`
+    streams    whether the 200 answer may be an event stream instead
+    faults     5xx that it answers although nothing is broken, besides those of every route that waits for a model
     """
 
     method: str
@@ -196,6 +199,8 @@ class Route:
     small_body: bool = False
     takes: tuple[str, ...] = (JSON,)
     body_optional: bool = False
+    streams: bool = False
+    faults: tuple[int, ...] = ()
 
     @property
     def has_body(self) -> bool:

@@ -10,7 +10,7 @@ import re
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from modeld.errors import BadRequest, Forbidden, InvariantError, ModeldError
 
@@ -106,6 +106,12 @@ class EngineBody(Struct):
     dimensions: Some = None
     t_max_predict_ms: Switch = None
     t_max_prompt_ms: Switch = None
+
+
+class MessagesBody(EngineBody, kw_only=True):
+    """The same of Anthropic's messages. Without them llama.cpp answers nonsense, or says that it failed."""
+
+    messages: list[dict[str, Raw]]
 
 
 # --- out --------------------------------------------------------------------------------------------------------------
@@ -314,6 +320,9 @@ class ModelMeta(Struct):
 
     n_ctx        tokens over all slots, as it is or would be loaded; n_ctx_train what it was trained for, 0 = unknown
     slots        requests it serves at the same time
+    kind         generate (writes text), embed or rerank
+    modalities   text, image, audio: what it takes
+    parameters   how many it has, 0 = unknown
     state        of its instance: loading, ready, draining, stopping, failed, or "unloaded"
     footprint_mb what it holds, or would take, MiB
     """
@@ -321,7 +330,9 @@ class ModelMeta(Struct):
     n_ctx: int
     n_ctx_train: int
     slots: int
+    kind: str
     modalities: list[str]
+    parameters: int
     state: str
     footprint_mb: int
     quant: str

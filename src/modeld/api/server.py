@@ -33,6 +33,7 @@ from modeld.api.dialects import dialect_of, error_body
 from modeld.api.llamacpp import LlamaCpp
 from modeld.api.metrics import UNMATCHED, Metrics
 from modeld.api.native import Native
+from modeld.api.ollama import Ollama
 from modeld.api.openai import OpenAI
 from modeld.api.openapi import Documents
 from modeld.api.ops import Ops
@@ -126,6 +127,7 @@ def build_app(
         *native.routes(),
         *OpenAI(relay, passthrough, table=table, snapshot=driver.snapshot).routes(),
         *LlamaCpp(relay, passthrough).routes(),
+        *Ollama(relay, table=table, snapshot=driver.snapshot, engine=engine).routes(),
         *Ops(metrics, driver.snapshot).routes(),
         *documents.routes(),
     ]
@@ -159,16 +161,19 @@ class App:
         found = self._table.match(path)
         label = found.path or UNMATCHED
         call = _call(scope, path)
+        dialect = found.dialect(call.method)
+        if dialect is Dialect.ANTHROPIC:
+            call.answer_headers.append((b"request-id", call.id.encode("ascii")))  # the name that Anthropic's clients look for
         self._metrics.arrived(label)
         try:
             try:
                 reply = await self._answer(call, scope, found)
             except ModeldError as error:
-                reply = _refused(call, found.dialect(call.method), error)
+                reply = _refused(call, dialect, error)
             except Exception as error:
                 # The last resort: the client gets a 500, the log the story.
                 log.exception("request %s %s: our fault", call.id, label)
-                reply = _refused(call, found.dialect(call.method), InvariantError(str(error)))
+                reply = _refused(call, dialect, InvariantError(str(error)))
             if reply is not None:
                 call.status = reply.status
                 await _send(call, reply, send)
@@ -256,7 +261,7 @@ def _check_content_type(headers: Mapping[bytes, bytes], route: Route) -> None:
     if media not in route.takes and not (route.body_optional and is_empty and not media):
         what = {JSON: "JSON", MULTIPART: "a multipart upload"}
         raise WrongContentType(
-            f"the body must be {' or '.join(what[one] for one in route.takes)}; send Content-Type: {' or '.join(route.takes)}"
+            f"the body must be {' or '.join(what.get(one, one) for one in route.takes)}; send Content-Type: {' or '.join(route.takes)}"
         )
     if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
         raise WrongContentType("the body must not be compressed; send it without Content-Encoding")

@@ -27,7 +27,9 @@ ANSWER_TOKENS_ASSUMED: Final = 256
 """What an answer counts for in a principal's share when the client set no limit: a middling chat answer."""
 
 _PRIORITY: Final = b"x-modeld-priority"
-_TIMEOUT: Final = b"x-modeld-timeout"
+TIMEOUT_HEADER: Final = "X-Modeld-Timeout"
+"""Every route that waits for a model reads it."""
+_TIMEOUT: Final = TIMEOUT_HEADER.lower().encode()
 _SECONDS: Final = re.compile(r"\d{1,9}(?:\.\d{1,9})?|\.\d{1,9}", re.ASCII)
 _SHOWN_MAX: Final = 40
 
@@ -39,7 +41,7 @@ PARAMETERS: Final = (
         {"type": "string", "enum": [one.value for one in Priority]},
     ),
     Parameter(
-        "X-Modeld-Timeout",
+        TIMEOUT_HEADER,
         "header",
         "Seconds the request may wait for its slot; 429 at once when that cannot be kept.",
         {"type": "number", "exclusiveMinimum": 0},

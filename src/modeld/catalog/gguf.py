@@ -182,6 +182,7 @@ class Header:
     data_end        the file has at least so many bytes
     extents_known   False when a tensor has a type unknown here; data_end is a lower bound then
     bytes_read      how much of the file was read to learn this
+    elements        numbers in all tensors together: the weights of this file
     """
 
     version: int
@@ -193,6 +194,7 @@ class Header:
     data_end: int
     extents_known: bool
     bytes_read: int
+    elements: int = 0
 
     @property
     def split_no(self) -> int:
@@ -227,12 +229,12 @@ def parse_header(file_size: int) -> Generator[Need, bytes, Header]:
         seen.add(key)
         yield from _read_value(window, key.decode("utf-8", "replace"), metadata, lengths)
     alignment = _alignment(metadata)
-    extent, known = yield from _read_tensors(window, tensor_count, alignment)
+    extent, known, elements = yield from _read_tensors(window, tensor_count, alignment)
     data_start = -(-window.position // alignment) * alignment
     data_end = data_start + extent if tensor_count else window.position
     if file_size < data_end:
         raise _incomplete(file_size, data_end)
-    return Header(version, metadata, lengths, tensor_count, alignment, data_start, data_end, known, window.bytes_read)
+    return Header(version, metadata, lengths, tensor_count, alignment, data_start, data_end, known, window.bytes_read, elements)
 
 
 def read_header(path: str | Path) -> Header:
@@ -419,9 +421,9 @@ def _alignment(metadata: Mapping[str, Scalar | tuple[Scalar, ...]]) -> int:
     return value
 
 
-def _read_tensors(window: _Window, count: int, alignment: int) -> Generator[Need, bytes, tuple[int, bool]]:
-    """Read the tensor records; return (end of the last tensor, relative to the data's start; whether all types are known)."""
-    extent = 0
+def _read_tensors(window: _Window, count: int, alignment: int) -> Generator[Need, bytes, tuple[int, bool, int]]:
+    """Read the tensor records; return (end of the last tensor, relative to the data's start; whether all types are known; elements)."""
+    extent = total = 0
     known = True
     for _ in range(count):
         yield from window.string(NAME_BYTES_MAX, "a tensor name")
@@ -440,6 +442,7 @@ def _read_tensors(window: _Window, count: int, alignment: int) -> Generator[Need
             raise _corrupt("a tensor is impossibly large")
         if offset % alignment:
             raise _corrupt("a tensor is not aligned")
+        total += elements
         block = BLOCKS.get(kind)
         if block is None:
             known = False
@@ -448,7 +451,7 @@ def _read_tensors(window: _Window, count: int, alignment: int) -> Generator[Need
         if row % block[0]:
             raise _corrupt("a tensor's rows do not consist of whole blocks")
         extent = max(extent, offset + elements // block[0] * block[1])
-    return extent, known
+    return extent, known, total
 
 
 def _count(value: Scalar | tuple[Scalar, ...] | None, default: int) -> int:

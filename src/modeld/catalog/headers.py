@@ -18,13 +18,27 @@ from modeld.catalog import gguf
 from modeld.catalog.gguf import GgufError, GgufFault, Header, Scalar
 from modeld.core.model import KvShape
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Raised whenever `Facts` changes its meaning; a file of another format is read anew."""
 CACHE_BYTES_MAX: Final = 64 << 20
 LAYERS_MAX: Final = 4096
 HEADS_MAX: Final = 1 << 20
 TOKENS_MAX: Final = (1 << 31) - 1
 """Longest context that fits llama.cpp's 32-bit numbers."""
+POOLINGS: Final = ("none", "mean", "cls", "last", "rank")
+"""llama.cpp's words for `{family}.pooling_type`, by its number."""
+ENCODERS: Final = frozenset(
+    (
+        *("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "eurobert"),
+        *("gemma-embedding", "llama-embed", "t5encoder"),
+    )
+)
+"""Families that only encode: llama.cpp computes no next token for them (their graphs have no output head)."""
+NO_CACHE: Final = (ENCODERS - {"llama-embed", "t5encoder"}) | {"dream", "llada", "llada-moe", "rnd1"}
+"""Families for which llama.cpp makes no attention cache (`llama_model::create_memory`)."""
+PARAMETERS_MAX: Final = (1 << 63) - 1
+LABEL_CHARS_MAX: Final = 40
+_TEMPLATE: Final = "tokenizer.chat_template"
 
 
 class Facts(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -41,6 +55,17 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True):
     split_no: int = 0
     split_count: int = 1
     f16: bool = False
+    pooling: str = ""
+    causal: bool = True
+    vision: bool = False
+    audio: bool = False
+    parameters: int = 0
+    size_label: str = ""
+    embedding_length: int = 0
+    vocabulary: int = 0
+    has_chat_template: bool = False
+    takes_tools: bool = False
+    format_version: int = 0
 
 
 class _Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -103,6 +128,8 @@ def facts_of(header: Header) -> Facts:
     family = _text(data.get("general.architecture"))
     shape = kv_shape(data, family)
     file_type = data.get("general.file_type")
+    pooling = data.get(f"{family}.pooling_type")
+    template = data.get(_TEMPLATE)
     return Facts(
         family=family,
         name=_text(data.get("general.name")),
@@ -114,14 +141,27 @@ def facts_of(header: Header) -> Facts:
         split_no=header.split_no,
         split_count=header.split_count,
         f16=file_type == 1,
+        pooling=POOLINGS[pooling] if type(pooling) is int and 0 <= pooling < len(POOLINGS) else "",
+        causal=data.get(f"{family}.attention.causal") is not False,
+        vision=data.get("clip.has_vision_encoder") is True,
+        audio=data.get("clip.has_audio_encoder") is True,
+        parameters=min(header.elements, PARAMETERS_MAX),
+        size_label=_text(data.get("general.size_label"))[:LABEL_CHARS_MAX],
+        embedding_length=_number(data.get(f"{family}.embedding_length"), TOKENS_MAX),
+        vocabulary=min(header.array_lengths.get("tokenizer.ggml.tokens", 0), TOKENS_MAX),
+        has_chat_template=isinstance(template, str) and bool(template.strip()),
+        takes_tools=f"{_TEMPLATE}.tool_use" in data or (isinstance(template, str) and "tools" in template),
+        format_version=header.version,
     )
 
 
 def kv_shape(data: Mapping[str, Scalar | tuple[Scalar, ...]], family: str) -> KvShape:
-    """The attention cache by the header: key/value heads per layer, elements per head. Empty where the header does not say or is absurd.
+    """The attention cache by the header: key/value heads per layer, elements per head. Empty without one, or where the header is absurd.
 
     Defaults as in llama.cpp: head_count_kv = head_count, key_length = value_length = embedding_length / head_count.
     """
+    if family in NO_CACHE:
+        return KvShape()
     layers = _number(data.get(f"{family}.block_count"), LAYERS_MAX)
     heads = data.get(f"{family}.attention.head_count")
     heads_kv = _per_layer(data.get(f"{family}.attention.head_count_kv", heads), layers)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from modeld.core.model import FlashAttention, KvType, LaunchOptions, Priority
+from modeld.core.model import FlashAttention, KvType, LaunchOptions, ModelKind, Priority
 
 CTX_AUTO_MAX: Final = 8192
 CTX_UNKNOWN: Final = 4096
 PARALLEL_AUTO: Final = 4
 BATCH_AUTO: Final = 512
+WHOLE_INPUT_AUTO_MAX: Final = 2048
+"""Longest text that a model which must have it in one physical batch reads, unless the operator says more: its memory grows with it."""
 _TOPOLOGY: Final = Path("/sys/devices/system/cpu")
 _CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
@@ -38,7 +40,10 @@ class PartialOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelOverride:
-    """The operator's word on one model. `options` has the general settings merged in; `ttl_seconds` None = never unloaded for idleness."""
+    """The operator's word on one model. `options` has the general settings merged in; `kind` None = by the header.
+
+    `ttl_seconds` None = never unloaded for idleness.
+    """
 
     options: PartialOptions = PartialOptions()
     aliases: tuple[str, ...] = ()
@@ -47,25 +52,33 @@ class ModelOverride:
     ttl_seconds: float | None = None
     preload: bool = False
     priority: Priority = Priority.NORMAL
+    kind: ModelKind | None = None
 
 
-def resolve_options(partial: PartialOptions, ctx_train: int, cpu_count: int) -> LaunchOptions:
+def resolve_options(
+    partial: PartialOptions, ctx_train: int, cpu_count: int, *, embeds: bool = False, reads_whole: bool = False
+) -> LaunchOptions:
     """Turn "auto" into numbers. `ctx_train` is the context the model was trained for, 0 = unknown; `cpu_count` see `usable_cpu_count()`.
+
+    `embeds` is a model started for embedding or reranking, `reads_whole` one that must have each input in one physical batch.
 
     ctx           auto: what the model was trained for (unknown: 4096), at most 8192 tokens over all slots
     parallel      auto: 4 slots
     kv_unified    auto: on, so that one long request may use the whole context while the other slots are idle
     threads       auto: cpu_count
     batch         auto: 512, or ubatch where that was set higher; never more than ctx
-    ubatch        auto: 512; never more than batch
+    ubatch        auto: 512; never more than batch. Where an input is read whole: 2048, or batch where that was set
+                  A model that embeds has batch = ubatch: llama.cpp would lower the one to the other behind the ledger's back
     ngl           auto: -1, all layers on the device
     kv_type, flash_attn   auto: f16, llama.cpp's choice per backend
     cache_ram_mb, ctx_checkpoints   auto: 0, because memory that is not in the ledger is not taken
     """
     ctx = partial.ctx if partial.ctx is not None else min(ctx_train or CTX_UNKNOWN, CTX_AUTO_MAX)
-    batch = partial.batch if partial.batch is not None else max(BATCH_AUTO, partial.ubatch or 0)
+    auto = WHOLE_INPUT_AUTO_MAX if reads_whole else BATCH_AUTO
+    batch = partial.batch if partial.batch is not None else max(auto, partial.ubatch or 0)
     batch = min(batch, ctx)
-    ubatch = min(partial.ubatch if partial.ubatch is not None else BATCH_AUTO, batch)
+    ubatch = min(partial.ubatch if partial.ubatch is not None else batch if embeds else auto, batch)
+    batch = ubatch if embeds else batch
     return LaunchOptions(
         ctx=ctx,
         parallel=PARALLEL_AUTO if partial.parallel is None else partial.parallel,

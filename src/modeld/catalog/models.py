@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Final
 
 from modeld.catalog.folder import SUFFIX, FoundFile, find_files
-from modeld.catalog.headers import Facts, HeaderCache, printable
+from modeld.catalog.headers import ENCODERS, Facts, HeaderCache, printable
+from modeld.catalog.kinds import kind_of, modalities, reads_whole
 from modeld.catalog.launch import ModelOverride, PartialOptions, resolve_options, usable_cpu_count
+from modeld.catalog.names import LATEST, fold, quant_by_name, shown_name, tag_names
 from modeld.core.model import KvShape, ModelId, ModelSpec
 from modeld.errors import UnknownModel
 
@@ -38,9 +40,6 @@ NEAR_SEARCH_MAX: Final = 300
 MISSING_NAMED_MAX: Final = 3
 
 _SPLIT = re.compile(r"(?P<base>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE | re.DOTALL)
-_QUANT = re.compile(
-    r"(?:^|[-_.])(I?Q\d(?:_(?:\d|K|NL|XXS|XS|S|M|L|XL))*|BF16|F16|F32|TQ\d_\d|MXFP4(?:_MOE)?|NVFP4)(?=$|[-_.])", re.IGNORECASE
-)
 _UNNAMED = ModelId("")
 _PROJECTOR_PREFIX: Final = "mmproj"
 _NO_NAME: Final = frozenset((_PROJECTOR_PREFIX, "model", "f16", "bf16", "f32", "q8_0"))
@@ -57,6 +56,8 @@ class ModelTable:
     notes: tuple[str, ...] = ()
     _names: Mapping[str, ModelId] = field(init=False, repr=False, compare=False)
     _folded: Mapping[str, ModelId | None] = field(init=False, repr=False, compare=False)
+    _tags: Mapping[str, ModelId] = field(init=False, repr=False, compare=False)
+    _folded_tags: Mapping[str, ModelId | None] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         ordered = {key: self.models[key] for key in sorted(self.models)}
@@ -64,24 +65,40 @@ class ModelTable:
         for spec in ordered.values():
             for alias in spec.aliases:
                 names.setdefault(alias, spec.id)
-        folded: dict[str, ModelId | None] = {}
-        for name, model in names.items():
-            key = name.casefold()
-            folded[key] = model if folded.get(key, model) == model else None
+        tags = tag_names(ordered.values(), names)
         object.__setattr__(self, "models", ordered)
         object.__setattr__(self, "_names", names)
-        object.__setattr__(self, "_folded", folded)
+        object.__setattr__(self, "_folded", fold(names))
+        object.__setattr__(self, "_tags", tags)
+        object.__setattr__(self, "_folded_tags", fold(tags))
 
     def resolve(self, name: str) -> ModelId:
-        """The id that `name` stands for: an id, an id without `.gguf`, an alias; in another case, too, where that is unambiguous.
+        """The id that `name` stands for; upper and lower case may be mixed up where that is unambiguous.
+
+        1. an id, an id without `.gguf`, an alias;
+        2. `base:quant` for the id `base.quant.gguf` or `base-quant.gguf`, where there is one such model;
+        3. `X:latest` for whatever X stands for.
 
         Raises UnknownModel, which names up to three near matches.
         """
-        if len(name) <= NAME_LENGTH_MAX:
-            model = self._names.get(name) or self._folded.get(name.casefold())
-            if model is not None:
-                return model
-        raise UnknownModel(self._unknown(name))
+        model = self._find(name)
+        if model is None:
+            raise UnknownModel(self._unknown(name))
+        return model
+
+    def ollama_name(self, spec: ModelSpec) -> str:
+        """The name for Ollama's lists: `base:quant`, else `stem:latest`. It resolves to the model, whatever else the table holds."""
+        return shown_name(spec, self._find)
+
+    def _find(self, name: str) -> ModelId | None:
+        if len(name) > NAME_LENGTH_MAX:
+            return None
+        while True:
+            key = name.casefold()
+            found = self._names.get(name) or self._folded.get(key) or self._tags.get(name) or self._folded_tags.get(key)  # 1, 2
+            if found is not None or not key.endswith(LATEST):
+                return found
+            name = name[: -len(LATEST)]  # 3
 
     def _unknown(self, name: str) -> str:
         shown = printable(name, 80) + ("…" if len(name) > 80 else "")
@@ -92,13 +109,14 @@ class ModelTable:
         return f"model {json_quoted(shown)} is not here{hint} GET /models lists all"
 
     def _near(self, name: str) -> list[str]:
-        """Ids and aliases that contain the name, then those that differ in few letters."""
+        """Ids and aliases that contain the name, or what stands before its tag, then those that differ in few letters."""
         if not 0 < len(name) <= NAME_LENGTH_MAX:
             return []
         wanted = name.casefold().removesuffix(SUFFIX) or SUFFIX
         aliases = (alias for spec in self.models.values() for alias in spec.aliases)
         spellings = [(item.casefold().removesuffix(SUFFIX), item) for item in (*self.models, *aliases)]
-        near = [item for key, item in spellings if wanted in key][:NEAR_MAX]
+        bare = wanted.partition(":")[0] or wanted
+        near = [item for key, item in spellings if wanted in key or bare in key][:NEAR_MAX]
         if len(near) < NEAR_MAX:
             close = dict.fromkeys(get_close_matches(wanted[:128], [key for key, _ in spellings[:NEAR_SEARCH_MAX]], n=NEAR_MAX))
             near += [item for wish in close for key, item in spellings if key == wish and item not in near]
@@ -134,13 +152,14 @@ class Catalog:
             projectors = [file for file in files if _is_projector(file, facts[file.relative])]
             drafts = _drafts([file for file in files if not _is_projector(file, facts[file.relative])], facts)
             _name_drafts(drafts)
+            heads = {draft.id: draft.facts[0] for draft in drafts}
             notes += _attach_projectors(drafts, projectors, facts)
-            bare = {draft.id: _bare_spec(draft) for draft in drafts}
+            bare = {draft.id: _bare_spec(draft, facts) for draft in drafts}
             settings, more = self._settings(bare)
             notes += more
             aliases, more = _claim_aliases(bare, settings)
             notes += more
-            models = {key: self._finished(spec, settings[key], aliases[key]) for key, spec in bare.items()}
+            models = {key: self._finished(spec, heads[key], settings[key], aliases[key]) for key, spec in bare.items()}
             if note := self._headers.keep({file.path for file in files}):
                 notes.append(note)
             return ModelTable(models, tuple(notes))
@@ -166,11 +185,15 @@ class Catalog:
                 spelling[model] = name
         return {model: self._options_for(spelling.get(model, model)) for model in bare}, notes
 
-    def _finished(self, spec: ModelSpec, override: ModelOverride, aliases: tuple[str, ...]) -> ModelSpec:
+    def _finished(self, spec: ModelSpec, head: Facts, override: ModelOverride, aliases: tuple[str, ...]) -> ModelSpec:
+        kind, pooling = kind_of(head, override.kind)
+        whole = reads_whole(head, pooling)
         return replace(
             spec,
             aliases=aliases,
-            options=resolve_options(override.options, spec.ctx_train, self._cpu_count),
+            kind=kind,
+            pooling=pooling,
+            options=resolve_options(override.options, spec.ctx_train, self._cpu_count, embeds=pooling != "", reads_whole=whole),
             vram_mb=override.vram_mb,
             pinned=override.pinned,
             preload=override.preload,
@@ -307,7 +330,7 @@ def _shared(left: list[str], right: list[str]) -> int:
     return count
 
 
-def _bare_spec(draft: _Draft) -> ModelSpec:
+def _bare_spec(draft: _Draft, facts: Mapping[str, Facts]) -> ModelSpec:
     """The spec as far as the files tell."""
     head = draft.facts[0]
     files = [*draft.parts, draft.projector] if draft.projector else draft.parts
@@ -322,19 +345,23 @@ def _bare_spec(draft: _Draft) -> ModelSpec:
         fingerprint=hashlib.sha256(marks.encode()).hexdigest()[:16],
         name=head.name or stem,
         family=head.family,
-        quant=head.quant or _quant_by_name(stem),
+        quant=head.quant or quant_by_name(stem),
         ctx_train=head.ctx_train,
         kv_shape=KvShape(head.heads_kv, head.key_length, head.value_length),
         mmproj=draft.projector.path if draft.projector else None,
         mmproj_bytes=draft.projector.status.st_size if draft.projector and draft.projector.status else 0,
         unavailable=_unavailable(draft),
+        modalities=modalities(facts[draft.projector.relative] if draft.projector else None),
+        parameters=sum(part.parameters for part in draft.facts),
+        size_label=head.size_label,
+        embedding_length=head.embedding_length,
+        vocabulary=head.vocabulary,
+        logits=head.family not in ENCODERS,
+        has_chat_template=head.has_chat_template,
+        takes_tools=head.takes_tools,
+        format_version=head.format_version,
+        modified_unix=max((status.st_mtime for status in known), default=0.0),
     )
-
-
-def _quant_by_name(stem: str) -> str:
-    """The last thing in the name that looks like a quantization."""
-    matches = _QUANT.findall(stem)
-    return matches[-1].upper() if matches else ""
 
 
 def _unavailable(draft: _Draft) -> str | None:

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from modeld.config import values as v
-from modeld.core.model import LOCAL, EvictionPolicy, FlashAttention, KvType, Limits, Priority
+from modeld.core.model import LOCAL, EvictionPolicy, FlashAttention, KvType, Limits, ModelKind, Priority
 
 if TYPE_CHECKING:
     from modeld.catalog.models import ModelOverride
@@ -135,6 +135,7 @@ class ModelSettings:
     ttl: float | None = None
     preload: bool = False
     priority: Priority = Priority.NORMAL
+    kind: ModelKind | None = None
     said: frozenset[str] = frozenset()
 
 
@@ -378,6 +379,7 @@ class Settings:
             ttl_seconds=own.ttl,
             preload=own.preload,
             priority=own.priority,
+            kind=own.kind,
         )
 
 
@@ -411,6 +413,13 @@ def _model_table() -> Mapping[str, Setting]:
         Setting("aliases", v.listing(), (), MEMORY, "further names for the model"),
         Setting(
             "vram_mb", v.or_none(v.integer(0, SIZE_MB_MAX, "MiB"), "auto"), "auto", MEMORY, "memory the model needs, MiB; auto = estimated"
+        ),
+        Setting(
+            "kind",
+            v.or_none(v.choice(ModelKind), "auto"),
+            "auto",
+            ENGINE,
+            "what it is started for: generate, embed or rerank; auto = by the file's header",
         ),
         Setting("pinned", v.BOOLEAN, False, MEMORY, "never evict it once it is loaded"),
         Setting("ttl", v.or_none(v.duration(zero=False), "none"), "none", MEMORY, "unload it after so long without a request"),

@@ -16,6 +16,7 @@ from heapq import heappop, heappush
 from typing import Final
 
 from modeld.core.breaker import Breaker
+from modeld.core.changes import Changes, WishDropped
 from modeld.core.estimate import Need, need
 from modeld.core.fairness import Rest, protected_until
 from modeld.core.ledger import Ledger
@@ -42,6 +43,8 @@ class Instance:
     closed_for    the due model for which it takes nothing new, or ""
     turn_until    the end of its turn at the latest, -inf = it has none (any more)
     watch_at      the alarm that is set to look whether it is stuck, +inf = none
+    kept_until    its ttl ends no earlier: a request asked for that
+    told_progress the share of the load that was told of last
     """
 
     id: InstanceId
@@ -63,6 +66,8 @@ class Instance:
     silent_seconds: float = 0.0
     turn_until: float = -math.inf
     watch_at: float = math.inf
+    kept_until: float = -math.inf
+    told_progress: float = 0.0
     story: list[str] = field(default_factory=list)
 
     @property
@@ -79,7 +84,7 @@ class Instance:
 
     @property
     def idle_until(self) -> float:
-        return math.inf if self.spec.ttl_seconds is None else self.last_used + self.spec.ttl_seconds
+        return math.inf if self.spec.ttl_seconds is None else max(self.last_used + self.spec.ttl_seconds, self.kept_until)
 
     @property
     def is_closed(self) -> bool:
@@ -93,7 +98,9 @@ class Instance:
 
     def same_launch(self, spec: ModelSpec) -> bool:
         """Would `spec` start the very same thing?"""
-        return (self.spec.fingerprint, self.spec.options, self.spec.mmproj) == (spec.fingerprint, spec.options, spec.mmproj)
+        mine, other = self.spec, spec
+        same_files = (mine.fingerprint, mine.mmproj) == (other.fingerprint, other.mmproj)
+        return same_files and (mine.options, mine.kind, mine.pooling) == (other.options, other.kind, other.pooling)
 
     def advance(self, signal: Signal) -> None:
         self.state = advance(self.state, signal, story=f"{self.id}: " + " ".join(self.story))
@@ -154,6 +161,9 @@ class Book:
         """Models wanted without a request, with whether idle others may be evicted for them."""
         self.gave_way: dict[ModelId, tuple[float, float]] = {}
         """Models whose memory was taken and that have not started since: where in `demands` they stand at the earliest."""
+        self.pins: dict[ModelId, bool] = {}
+        """The operator's word at run time, pinned or not, before what the settings say. Kept for models that are away: they may return."""
+        self.changes = Changes()
         self.waits: dict[ModelId, str] = {}
         """Why demands wait, by the words of placement.py, as far as the last plan looked at them."""
         self.shutting_down = False
@@ -242,8 +252,20 @@ class Book:
         return waiting.arrived + self.limits.fairness_wait_seconds
 
     def is_pinned(self, instance: Instance) -> bool:
-        spec = self.models.get(instance.model)
-        return instance.spec.pinned if spec is None else spec.pinned
+        return self.is_held(instance.model, instance.spec)
+
+    def is_held(self, model: ModelId, spec: ModelSpec | None = None) -> bool:
+        """Whether a model is pinned, loaded or not. `spec` is asked when the catalogue no longer has it."""
+        word = self.pins.get(model)
+        if word is not None:
+            return word
+        spec = self.models.get(model, spec)
+        return spec is not None and spec.pinned
+
+    def drop_wish(self, model: ModelId, error: ModeldError) -> None:
+        """It will not be loaded without a request; whoever asked for it is told why."""
+        if self.wishes.pop(model, None) is not None:
+            self.changes.note(WishDropped(model, error))
 
     def rank_of(self, request: Request, spec: ModelSpec) -> int:
         """The class of a request, 0 = most urgent: the model's own, or a less urgent one that was asked for."""
@@ -332,7 +354,7 @@ class Book:
         accelerators = [device for device in limits if device != HOST]
         for other in sorted(self.models):
             spec = self.models[other]
-            if not spec.pinned or other == model or spec.unavailable is not None:
+            if not self.is_held(other) or other == model or spec.unavailable is not None:
                 continue
             instance = self.by_model.get(other)
             if instance is not None and instance.state not in (State.FAILED, State.STOPPING):

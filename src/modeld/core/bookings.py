@@ -11,6 +11,7 @@ import math
 from collections.abc import Container, Mapping
 
 from modeld.core.book import EVICTED, SUSPECT_SECONDS, Alarm, Book, Instance, LeaseBook
+from modeld.core.changes import InstanceMoved
 from modeld.core.fairness import Running, stuck_at
 from modeld.core.lifecycle import Signal, State
 from modeld.core.messages import CheckLaunch, Command, Grant, Refuse, RevokeLease, StartInstance, StopInstance
@@ -38,6 +39,7 @@ class Bookings:
     def enqueue(self, request: Request, rank: int, now: float) -> None:
         book = self.book
         waiting = book.lines.append(request, rank, now, book.limits.wait_max_seconds)
+        book.changes.lines[request.model] = None
         self.arm(waiting, now)
         instance = book.by_model.get(request.model)
         if instance is None:
@@ -69,6 +71,7 @@ class Bookings:
     def line_changed(self, model: ModelId) -> bool:
         """Somebody came, left or was taken. True when the list of demands changed."""
         book = self.book
+        book.changes.lines[model] = None
         changed = book.sync_demand(model)
         if changed:
             self.replan = True
@@ -164,6 +167,8 @@ class Bookings:
         if instance is not None:
             instance.leases.pop(request, None)
             instance.last_used = now
+            if lease.request.keep_seconds > 0:
+                instance.kept_until = max(instance.kept_until, now + lease.request.keep_seconds)
             self._silence(instance, lease, moved_at, now)
             self.touched[instance.id] = None
             if not instance.leases:
@@ -218,6 +223,7 @@ class Bookings:
         book.add(instance)
         book.checked.pop(model, None)
         book.lines.stop_clock(model, now)
+        self._moved(instance)
         if book.is_pinned(instance):
             book.forget_memory()
             self.pins_moved = True
@@ -235,6 +241,7 @@ class Bookings:
             instance.drain_deadline = now + after
             self.book.alarm(instance.drain_deadline, Alarm.DRAIN, instance.id)
         self.book.closings_total += 1
+        self._moved(instance, f"{EVICTED} for {for_model}")
 
     def reopen(self, instance: Instance) -> None:
         """Whoever it was closed for does not need it any more."""
@@ -243,6 +250,7 @@ class Bookings:
         self.book.wishes.pop(instance.model, None)
         self.book.gave_way.pop(instance.model, None)
         self.touched[instance.id] = None
+        self._moved(instance)
 
     def drain(self, instance: Instance, why: str, now: float) -> None:
         """By operator, reload or ttl: with a deadline. Loading instances are stopped at once, nobody runs on them."""
@@ -255,6 +263,7 @@ class Bookings:
                 instance.drain_why, instance.closed_for = why, ""
                 instance.drain_deadline = now + self.book.limits.drain_timeout_seconds
                 self.book.alarm(instance.drain_deadline, Alarm.DRAIN, instance.id)
+                self._moved(instance, why)
             self.touched[instance.id] = None
 
     def stop(self, instance: Instance, why: str, now: float) -> None:
@@ -265,7 +274,12 @@ class Bookings:
         self.book.evictions_total += why.startswith(EVICTED)
         self.book.ledger.release(instance.id)
         self._pin_lost(instance)
+        self._moved(instance, why)
         self.out.append(StopInstance(instance.id, why))
+
+    def _moved(self, instance: Instance, why: str = "", error: ModeldError | None = None) -> None:
+        """Told of, for whoever follows."""
+        self.book.changes.note(InstanceMoved(instance.model, instance.id, instance.state, why, error))
 
     def _pin_lost(self, instance: Instance) -> None:
         """It ends: if it was pinned, others may have its place now."""
@@ -298,6 +312,7 @@ class Bookings:
         if instance.state is not State.READY:
             return
         instance.progress, instance.ready_at, instance.last_used = 1.0, now, now
+        self._moved(instance)
         book.ledger.commit(instance.id)
         book.loads_total += 1
         book.pace.loaded(model, now - instance.started, instance.device_mb)
@@ -319,6 +334,7 @@ class Bookings:
             instance.stopping_since = now
             self.book.ledger.release(instance.id)
             self._pin_lost(instance)
+            self._moved(instance, error.message, error)
             self.fail(instance.model, instance.spec.fingerprint, error, now)
 
     def exited(self, instance: Instance, ending: str, now: float) -> None:
@@ -329,10 +345,12 @@ class Bookings:
         instance.pid = None
         if was is State.LOADING:
             error = Died(f'the model server of "{instance.model}" ended while it loaded ({ending})')
+            self._moved(instance, error.message, error)
             self.fail(instance.model, instance.spec.fingerprint, error, now)
         elif was in (State.READY, State.DRAINING):
             error = Died(f'the model server of "{instance.model}" ended ({ending}); the next request starts it again')
             book.crashes_total += 1
+            self._moved(instance, error.message, error)
             self.died(instance, error, now)
         if was is not State.STOPPING:
             instance.stopping_since = now
@@ -356,6 +374,7 @@ class Bookings:
             book.pace.stopped(now - instance.stopping_since)
         was_pinned = book.is_pinned(instance)
         book.drop(instance)
+        self._moved(instance)
         if was_pinned:
             book.forget_memory()
         self.touched.pop(instance.id, None)
@@ -371,6 +390,8 @@ class Bookings:
         book.last_error = f"{model}: {error.message}"
         book.wishes.pop(model, None)
         book.checked.pop(model, None)
+        if model not in book.by_model:
+            book.changes.note(InstanceMoved(model, InstanceId(f"0/{model}"), State.FAILED, error.message, error))
         self.start_clock(model, now)
         self.refuse_line(model, error)
         self.replan = True

@@ -47,6 +47,8 @@ def snapshot(book: Book, now: float, *, estimates: bool = True) -> Snapshot:
         preemptions_total=book.preemptions_total,
         requeued_total=book.requeued_total,
         stuck_total=book.stuck_total,
+        pinned=frozenset(model for model in book.models if book.is_held(model)),
+        wished=frozenset(book.wishes),
     )
 
 
@@ -68,6 +70,8 @@ def _instance(book: Book, instance: Instance) -> InstanceView:
         external=instance.external,
         devices_mb=dict(instance.need_mb),
         closed_for=instance.closed_for,
+        pinned=book.is_pinned(instance),
+        kept_until=instance.kept_until,
     )
 
 

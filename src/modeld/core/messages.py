@@ -151,6 +151,17 @@ class UnloadRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class PinChanged:
+    """The operator's word at run time: it stands before what the settings say, also when they or the catalogue are read again.
+
+    Ignored where the pinned models would not fit together any more: ask Scheduler.pin_refusal first. Pinning loads nothing.
+    """
+
+    model: ModelId
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ShutdownRequested:
     """Refuse all who wait, end all who run, stop all instances."""
 
@@ -178,6 +189,7 @@ Event = (
     | SettingsReplaced
     | LoadRequested
     | UnloadRequested
+    | PinChanged
     | ShutdownRequested
     | Wakeup
 )

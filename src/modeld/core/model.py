@@ -70,6 +70,14 @@ class FlashAttention(StrEnum):
     AUTO = "auto"
 
 
+class ModelKind(StrEnum):
+    """What a model is started for: to write text, to turn texts into vectors, or to score texts against a question."""
+
+    GENERATE = "generate"
+    EMBED = "embed"
+    RERANK = "rerank"
+
+
 @dataclass(frozen=True, slots=True)
 class LaunchOptions:
     """How llama.cpp is started for one model: every value explicit, nothing left to its own guesses.
@@ -123,6 +131,13 @@ class ModelSpec:
     priority       class of its requests; a request may ask for a less urgent one
     host_mb        host memory it needs beside its device
     split          may be spread over several devices when no single one has room
+    kind           what it is started for; `pooling` how the engine makes one vector of a text (llama.cpp's word), "" where it makes none
+    modalities     what it takes: text, and image or audio where its projector can read them
+    parameters     number of weights, 0 = unknown; `size_label` the header's own word for it ("7B"), or ""
+    embedding_length, vocabulary   elements of its inner vectors, tokens it knows; 0 = unknown
+    logits         it computes a row of `vocabulary` numbers for each token it reads: all but the encoder families
+    has_chat_template, takes_tools   what its chat template says; format_version is that of the file
+    modified_unix  when the newest of its files was last written, seconds since the epoch; 0 = unknown
     """
 
     id: ModelId
@@ -148,6 +163,18 @@ class ModelSpec:
     priority: Priority = Priority.NORMAL
     host_mb: int = 0
     split: bool = False
+    kind: ModelKind = ModelKind.GENERATE
+    pooling: str = ""
+    modalities: tuple[str, ...] = ("text",)
+    parameters: int = 0
+    size_label: str = ""
+    embedding_length: int = 0
+    vocabulary: int = 0
+    logits: bool = True
+    has_chat_template: bool = False
+    takes_tools: bool = False
+    format_version: int = 0
+    modified_unix: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +186,7 @@ class Request:
     prompt_tokens    estimated tokens to read before the first one comes
     answer_tokens    most tokens before the next byte comes: 1 for a stream, the whole answer where nothing is sent before its end
     timeout_seconds  the client's own limit on the time until it is granted, +inf = none
+    keep_seconds     for so long after its end its instance is not ended by its ttl, +inf = until it is evicted; never shortens a ttl
     """
 
     id: RequestId
@@ -170,6 +198,7 @@ class Request:
     prompt_tokens: int = 0
     answer_tokens: int = 1
     timeout_seconds: float = math.inf
+    keep_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from typing import assert_never
 from modeld.core import admission
 from modeld.core.book import Alarm, Book, Instance
 from modeld.core.bookings import Bookings
+from modeld.core.changes import PROGRESS_STEP, Change, LoadMoved, PinMoved, TableMoved
 from modeld.core.explain import explain, snapshot, why_waits
 from modeld.core.forecast import forecast
 from modeld.core.lifecycle import State
@@ -40,6 +41,7 @@ from modeld.core.messages import (
     LoadRequested,
     MemoryFreed,
     ModelTableReplaced,
+    PinChanged,
     ProgressChecked,
     RequestArrived,
     RequestWithdrawn,
@@ -49,6 +51,7 @@ from modeld.core.messages import (
     Wakeup,
 )
 from modeld.core.model import InstanceId, Limits, ModelId, ModelSpec, Request, RequestId
+from modeld.core.pins import pin_refusal
 from modeld.core.planning import Planner
 from modeld.core.queues import Waiting
 from modeld.core.snapshot import Explanation, Snapshot
@@ -90,7 +93,7 @@ class Scheduler:
                 self._launch_rejected(model, fingerprint, rejection, now)
             case LoadProgressed(instance_id, fraction):
                 if (instance := book.instances.get(instance_id)) is not None:
-                    instance.progress = fraction
+                    self._progressed(instance, fraction)
             case InstanceSpawned(instance_id, pid):
                 book.get(instance_id).pid = pid
             case InstanceReady(instance_id, pid):
@@ -114,10 +117,12 @@ class Scheduler:
                 if (wished := book.by_model.get(model)) is None or wished.state is not State.READY:
                     self._wish(model, may_evict)
             case UnloadRequested(model):
-                book.wishes.pop(model, None)
+                book.drop_wish(model, Unloaded(f'an unload of "{model}" was asked for while it was to be loaded'))
                 if (wished := book.by_model.get(model)) is not None:
                     do.drain(wished, "unload", now)
                 do.replan = True
+            case PinChanged(model, pinned):
+                self._pin(model, pinned)
             case ShutdownRequested():
                 self._shut_down(now)
             case _:
@@ -152,6 +157,14 @@ class Scheduler:
             return 0.0
         line = self._book.lines.of(waiting.request.model)
         return 0.0 if line is None else forecast(self._book, waiting.request.model, now, ahead=line.ahead_of(waiting.rank) - 1).seconds
+
+    def pin_refusal(self, model: ModelId) -> ModeldError | None:
+        """Why PinChanged(model, True) would be ignored now, or None. A read for whoever asks: the door looks again."""
+        return pin_refusal(self._book, model)
+
+    def take_changes(self) -> list[Change]:
+        """What has changed since the last call, oldest first; the newest CHANGES_MAX when nobody called for long."""
+        return self._book.changes.take(self._book.lines.length)
 
     def check_invariants(self) -> None:
         """Cheap and total. Raises InvariantError."""
@@ -289,7 +302,8 @@ class Scheduler:
             if admission.gone(model, models.get(model)) is None:
                 do.unchecked[model] = None
             else:
-                del book.wishes[model]
+                book.drop_wish(model, admission.gone(model, models.get(model)) or _fault(model))
+        book.changes.note(TableMoved(len(models)))
         for model in book.lines.models():
             if (refusal := admission.gone(model, models.get(model))) is not None:
                 do.refuse_line(model, refusal)
@@ -299,10 +313,28 @@ class Scheduler:
 
     def _wish(self, model: ModelId, may_evict: bool) -> None:
         spec = self._book.models.get(model)
-        if spec is not None and spec.unavailable is None:
+        if spec is not None and spec.unavailable is None and not self._book.shutting_down:
             self._book.wishes[model] = may_evict
             self._do.unchecked[model] = None
             self._refuse_misfits()
+
+    def _pin(self, model: ModelId, pinned: bool) -> None:
+        """The operator's word. Who no longer fits beside it hears of it at once; who was closed and is pinned now is opened again."""
+        book = self._book
+        if model not in book.models or (pinned and pin_refusal(book, model) is not None):
+            return
+        was = book.is_held(model)
+        book.pins[model] = pinned
+        if was != pinned:
+            book.changes.note(PinMoved(model, pinned))
+            book.forget_memory()
+            self._refuse_misfits()
+
+    def _progressed(self, instance: Instance, fraction: float) -> None:
+        instance.progress = fraction
+        if abs(fraction - instance.told_progress) >= PROGRESS_STEP or (fraction >= 1.0 > instance.told_progress):
+            instance.told_progress = fraction
+            self._book.changes.note(LoadMoved(instance.model, instance.id, fraction))
 
     def _replace_settings(self, limits: Limits, now: float) -> None:
         book = self._book
@@ -323,14 +355,15 @@ class Scheduler:
                 available = max((limit or 0 for limit in book.capacity(model).values()), default=0)
                 misfit = admission.never_fits(book.models[model], book.need(model), available)
                 self._do.refuse_line(model, misfit)
-                book.wishes.pop(model, None)
+                book.drop_wish(model, misfit)
                 book.last_error = misfit.message
         self._do.replan = True
 
     def _shut_down(self, now: float) -> None:
         book, do = self._book, self._do
         book.shutting_down = True
-        book.wishes.clear()
+        for model in list(book.wishes):
+            book.drop_wish(model, Draining("modeld is shutting down; try again when it is back", retry_after_seconds=5))
         book.checking.clear()  # what a check still finds is of no interest: a rejection would be shown as a failed model
         for model in book.breaker.models():
             book.breaker.forget(model)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ class InstanceView:
 
     devices_mb  MiB booked per device; `need_mb` is their sum without host memory
     closed_for  the due model for which it takes nothing new, or ""
+    kept_until  its ttl ends no earlier, monotonic seconds; -inf = nobody asked for that
     """
 
     id: InstanceId
@@ -29,6 +31,8 @@ class InstanceView:
     external: bool
     devices_mb: Mapping[DeviceId, int]
     closed_for: str = ""
+    pinned: bool = False
+    kept_until: float = -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,10 @@ class Snapshot:
     """Requests that kept their place when an instance failed before their first byte."""
     stuck_total: int = 0
     """Instances stopped because nothing moved on them."""
+    pinned: frozenset[ModelId] = frozenset()
+    """Models that are pinned, loaded or not."""
+    wished: frozenset[ModelId] = frozenset()
+    """Models that are to be loaded without a request."""
 
 
 @dataclass(frozen=True, slots=True)

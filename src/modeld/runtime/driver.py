@@ -15,12 +15,13 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Protocol, assert_never
 
+from modeld.core.changes import Change
 from modeld.core.messages import (
     CheckLaunch,
     CheckProgress,
@@ -40,7 +41,7 @@ from modeld.core.messages import (
     StopInstance,
     Wakeup,
 )
-from modeld.core.model import DeviceId, InstanceId, ModelSpec, Request, RequestId
+from modeld.core.model import DeviceId, InstanceId, ModelId, ModelSpec, Request, RequestId
 from modeld.core.scheduler import Scheduler
 from modeld.core.snapshot import Explanation, Snapshot
 from modeld.errors import ClientGone, DeadlineUnreachable, Died, InstanceFault, InvariantError, ModeldError, QueueFull, WaitTimeout
@@ -220,6 +221,7 @@ class Driver:
         self._leases: dict[RequestId, Lease] = {}
         self._started: dict[InstanceId, float] = {}
         self._empty = asyncio.Event()
+        self._watchers: dict[Callable[[Sequence[Change]], None], None] = {}
         self.never: asyncio.Future[Lease] = self.loop.create_future()
         """What a request that was refused waits for from then on; done, so that nobody withdraws it again."""
         self.never.cancel()
@@ -272,8 +274,22 @@ class Driver:
         """Nobody waits or holds a lease here, nothing loads, no event is unread, no timer is armed. To assert, never to decide."""
         return not (self._pending or self._leases or self._started or self._inbox or self._timer)
 
-    def snapshot(self) -> Snapshot:
-        return self._scheduler.snapshot(self.loop.time())
+    def snapshot(self, *, estimates: bool = True) -> Snapshot:
+        return self._scheduler.snapshot(self.loop.time(), estimates=estimates)
+
+    def pin_refusal(self, model: ModelId) -> ModeldError | None:
+        """Why `model` cannot be pinned now, or None."""
+        return self._scheduler.pin_refusal(model)
+
+    def watch(self, callback: Callable[[Sequence[Change]], None]) -> Callable[[], None]:
+        """Call `callback` with what has changed, in the step that changed it, before its commands are carried out. It may post events; it
+        must not raise. Returns what ends it; idempotent.
+        """
+        self._watchers[callback] = None
+        return lambda: self._forget(callback)
+
+    def _forget(self, callback: Callable[[Sequence[Change]], None]) -> None:
+        self._watchers.pop(callback, None)
 
     def explain(self) -> Explanation:
         return self._scheduler.explain(self.loop.time())
@@ -294,6 +310,10 @@ class Driver:
         self.journal.record(now, event, commands)
         if self._trace is not None:
             self._trace.record(now, event, commands)
+        changes = self._scheduler.take_changes()
+        if changes:
+            for watcher in list(self._watchers):
+                watcher(changes)
         if isinstance(event, MemoryFreed):
             self._started.pop(event.instance, None)
             self._empty.set()

@@ -38,6 +38,7 @@ from modeld.core.messages import (
     LeaseFailed,
     LeaseReleased,
     ModelTableReplaced,
+    PinChanged,
     Refuse,
     RequestArrived,
     RequestWithdrawn,
@@ -196,6 +197,8 @@ class TraceWriter:
         """Raises ConfigError when the file cannot be opened for appending or holds something else."""
         self._origin = now
         self._models: dict[ModelId, ModelSpec] = {}
+        self._pins: dict[ModelId, bool] = {}
+        """The operator's word at run time; who may not pin is told so before there is such an event."""
         self._asked: dict[RequestId, _Asked] = {}
         self._loading: dict[InstanceId, tuple[float, StartInstance]] = {}
         self._encode = msgspec.json.Encoder().encode
@@ -213,6 +216,9 @@ class TraceWriter:
                 self._asked[request.id] = _Asked(request, at)
             case ModelTableReplaced(models):
                 self._see(models, at)
+            case PinChanged(model, pinned):
+                self._pins[model] = pinned
+                self._see(self._models, at)
             case SettingsReplaced(limits):
                 self._limits(limits, at)
             case InstanceReady(instance):
@@ -292,6 +298,9 @@ class TraceWriter:
             self._write(LoadLine(self._since(began), start.spec.id, _round(at - began), outcome, need_mb))
 
     def _see(self, models: Mapping[ModelId, ModelSpec], at: float) -> None:
+        models = {
+            model: dataclasses.replace(spec, pinned=self._pins[model]) if model in self._pins else spec for model, spec in models.items()
+        }
         for model, spec in models.items():
             line = _model_line(spec, self._since(at))
             before = self._models.get(model)

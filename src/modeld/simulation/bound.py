@@ -13,7 +13,7 @@ memory is back, the longest over the victims of that demand; a turn until its la
 `turn_seconds`. So the bound has no slack of its own: it exceeds the wait only by what overlapped.
 
 What faults do to it. The clock starts again, at that moment and with a new list of older demands, when the oldest request leaves or is
-refused (the bound is for the oldest), when the models or the settings are replaced, when an operator wishes or unloads a model. A demand
+refused (the bound is for the oldest), when the models, the settings or a pin change, when an operator wishes or unloads a model. A demand
 that lost its instance to a crash, a hang or an unload, or whose request, older than ours, failed and stands in line again, joins A, and
 is counted with all its loads, its check and the drains of what it loaded again. A model that failed while its request waited is excused
 (back-off). So is one beside pinned models that leave it no room (a budget was lowered) or that, with several devices, may stand in the
@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from modeld.core.messages import Event, LoadRequested, ModelTableReplaced, SettingsReplaced, UnloadRequested
+from modeld.core.messages import Event, LoadRequested, ModelTableReplaced, PinChanged, SettingsReplaced, UnloadRequested
 from modeld.core.model import ModelId
 from modeld.simulation.outside import Outside
 from modeld.simulation.room import fits
@@ -34,7 +34,7 @@ from modeld.simulation.seen import LOADING, READY, Asked, Seen
 
 SLACK_SECONDS = 1e-6
 """For sums of floating-point numbers."""
-RESTARTS = (ModelTableReplaced, SettingsReplaced, LoadRequested, UnloadRequested)
+RESTARTS = (ModelTableReplaced, SettingsReplaced, LoadRequested, UnloadRequested, PinChanged)
 
 
 class Due:

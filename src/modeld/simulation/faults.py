@@ -75,7 +75,7 @@ class CheckFate:
 
 
 class Deed(StrEnum):
-    """What an operator may do in the middle of everything."""
+    """What an operator may do in the middle of everything. PIN and UNPIN are in the settings, HOLD and LET_GO the word at run time."""
 
     LOAD = "load"
     PRELOAD = "preload"
@@ -85,6 +85,8 @@ class Deed(StrEnum):
     RESTORE = "restore"
     PIN = "pin"
     UNPIN = "unpin"
+    HOLD = "hold"
+    LET_GO = "let_go"
     SLOTS = "slots"
     BUDGET_SHARE = "budget_share"
     FAIRNESS_WAIT = "fairness_wait"

@@ -31,6 +31,9 @@ from modeld.simulation.workload import Ask, SimModel, Workload
 ASKS_MIN, ASKS_MAX = 200, 700
 PRINCIPALS = tuple(Principal(name) for name in ("ann", "bob", "cy"))
 CALM_SHARE = 0.2
+WORDS_SHARE = 0.3
+"""Of the stories that are not calm: those with pins at run time and models to be kept."""
+WORDS = (Deed.HOLD, Deed.LET_GO)
 STARTS_FATED = 120
 """Of how many starts of each model the fate is drawn."""
 
@@ -44,7 +47,23 @@ def story(seed: int) -> Story:
     asks = _asks(dice, models, rough)
     workload = Workload(f"seed-{seed}", models, asks, limits)
     faults = _faults(dice, workload, rough) if rough else Faults()
-    return Story(seed, workload, faults)
+    return _with_words(Story(seed, workload, faults), rough)
+
+
+def _with_words(plain: Story, rough: float) -> Story:
+    """In some stories the operator pins at run time and clients ask for their model to be kept: by dice of their own, so that all others
+    are what they were before there were such words.
+    """
+    words = random.Random(f"words-{plain.seed}")
+    if not rough or words.random() > WORDS_SHARE:
+        return plain
+    workload, until = plain.workload, plain.workload.asks[-1].at
+    deeds = [words.choice((Deed.HOLD, Deed.HOLD, Deed.LET_GO)) for _ in range(words.choice((2, 6, 20)))]
+    more = [Act(words.uniform(0.0, until), deed, words.choice(workload.models).id) for deed in deeds]
+    keep = words.choice((0.0, 0.1, 0.5))
+    asks = tuple(replace(ask, keep_seconds=words.choice((1.0, 30.0, math.inf))) if words.random() < keep else ask for ask in workload.asks)
+    acts = tuple(sorted([*plain.faults.acts, *more], key=lambda act: act.at))
+    return replace(plain, workload=replace(workload, asks=asks), faults=replace(plain.faults, acts=acts))
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------
@@ -208,7 +227,7 @@ def _lease(dice: random.Random, request: RequestId, rough: float) -> LeaseFate |
 
 
 def _act(dice: random.Random, workload: Workload, at: float) -> Act:
-    deed = dice.choice([deed for deed in Deed if deed is not Deed.SHUTDOWN])
+    deed = dice.choice([deed for deed in Deed if deed not in (Deed.SHUTDOWN, *WORDS)])
     numbers = {
         Deed.SLOTS: (1, 2, 4),
         Deed.BUDGET_SHARE: (0.6, 0.8, 1.0, 1.0),

@@ -24,6 +24,7 @@ by name
   order         order.py: classes, ageing, and shares of principals in a line
   times         times.py: every limit ends what it limits, not before and not after
   loads         loads.py: a model is loaded for somebody, checked, and not too soon after a failure
+  pins          holds.py: the operator's word holds, and what is pinned together has room for all of it
   baseline      when all have left, and after the shutdown, nothing is left
 """
 
@@ -41,6 +42,7 @@ from modeld.core.messages import (
     Grant,
     InstanceReady,
     ModelTableReplaced,
+    PinChanged,
     Refuse,
     RequestArrived,
     SettingsReplaced,
@@ -52,6 +54,7 @@ from modeld.core.model import HOST, ModelId
 from modeld.core.snapshot import InstanceView, Snapshot
 from modeld.errors import InvariantError, QueueFull
 from modeld.simulation.bound import Bound
+from modeld.simulation.holds import Pins
 from modeld.simulation.loads import Loads
 from modeld.simulation.order import Order
 from modeld.simulation.outside import Outside
@@ -78,6 +81,7 @@ NAMES = (
     "order",
     "times",
     "loads",
+    "pins",
     "baseline",
 )
 ALL = frozenset(NAMES)
@@ -119,10 +123,11 @@ class Watch:
         self._demands: list[tuple[Asked, ModelId]] = []
         self._draining = False
         self._is = {name: name in checks for name in NAMES}
-        others: dict[str, Order | Times | Loads] = {
+        others: dict[str, Order | Times | Loads | Pins] = {
             "order": Order(outside, fail),
             "times": Times(outside, fail),
             "loads": Loads(outside, fail),
+            "pins": Pins(outside, watched, fail),
         }
         self._others = [other for name, other in others.items() if name in checks]
 
@@ -155,7 +160,7 @@ class Watch:
             is_due
             or was_draining
             or self._steps % LOOK_EVERY == 0
-            or type(event) in (UnloadRequested, ModelTableReplaced, SettingsReplaced)
+            or type(event) in (UnloadRequested, PinChanged, ModelTableReplaced, SettingsReplaced)
         ):
             closed = self._look(now)
         self._judge_commands(commands, closed, now)

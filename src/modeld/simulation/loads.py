@@ -38,7 +38,8 @@ DEATHS, WINDOW_SECONDS = 5, 300.0
 
 def same_launch(one: ModelSpec, other: ModelSpec) -> bool:
     """Would both start the very same thing?"""
-    return (one.fingerprint, one.options, one.mmproj) == (other.fingerprint, other.options, other.mmproj)
+    fields = ("fingerprint", "options", "mmproj", "kind", "pooling")
+    return all(getattr(one, name) == getattr(other, name) for name in fields)
 
 
 class Loads:
@@ -140,7 +141,7 @@ class Loads:
         spec = outside.models.get(model)
         if spec is None or not outside.is_checked(model) or not is_clear(outside, spec) or is_hopeless(outside, spec):
             return
-        if model in self._deaths or (len(outside.limits.budget_mb) > 1 and any(other.pinned for other in outside.models.values())):
+        if model in self._deaths or (len(outside.limits.budget_mb) > 1 and outside.holds_any()):
             return  # it may back off; where it could run depends on where pinned models are
         going = [*coming(outside), *(seen for seen in outside.instances.values() if seen.draining and seen.state is READY)]
         room, capacity = with_memory_of(outside.free_mb(), going), outside.capacity_mb()

@@ -296,8 +296,51 @@ ROOM: Final = (
     Mutant(
         "unload_keeps_the_wish",
         "scheduler.py",
-        "            case UnloadRequested(model):\n                book.wishes.pop(model, None)\n",
-        "            case UnloadRequested(model):\n",
+        "            case UnloadRequested(model):\n                book.drop_wish(model, ",
+        "            case UnloadRequested(model):\n                (lambda *_: None)(model, ",
         "a model is loaded again right after the operator unloaded it",
+    ),
+    # --- pins at run time ---------------------------------------------------------------------------------------------
+    Mutant(
+        "pin_without_room",
+        "pins.py",
+        "    if not book.places(model) or not _all_fit(book, needs):",
+        "    if not book.places(model):",
+        "more is pinned than has room together: with several devices nobody counts them",
+    ),
+    Mutant(
+        "pin_that_was_refused",
+        "scheduler.py",
+        "(pinned and pin_refusal(book, model) is not None)",
+        "(pinned and model not in book.models)",
+        "a pin too many is booked although who asked was refused",
+    ),
+    Mutant(
+        "word_forgotten",
+        "scheduler.py",
+        "        book.models = dict(models)\n        book.forget_memory(needs=True)\n",
+        "        book.models = dict(models)\n        book.pins.clear()\n        book.forget_memory(needs=True)\n",
+        "what the operator pinned at run time is forgotten when the catalogue is read again",
+    ),
+    Mutant(
+        "word_changes_no_capacity",
+        "scheduler.py",
+        "            book.forget_memory()\n            self._refuse_misfits()\n",
+        "            self._do.replan = True\n",
+        "who no longer fits beside what was just pinned waits on",
+    ),
+    Mutant(
+        "keep_not_kept",
+        "book.py",
+        "else max(self.last_used + self.spec.ttl_seconds, self.kept_until)",
+        "else self.last_used + self.spec.ttl_seconds",
+        "a model goes by its ttl although a request asked to keep it longer",
+    ),
+    Mutant(
+        "keep_shortens",
+        "book.py",
+        "else max(self.last_used + self.spec.ttl_seconds, self.kept_until)",
+        "else (self.kept_until if self.kept_until > 0 else self.last_used + self.spec.ttl_seconds)",
+        "a request that asks to keep a model for less than its ttl shortens it for everybody",
     ),
 )

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from modeld.core.messages import Event, LoadRequested, ModelTableReplaced, SettingsReplaced, ShutdownRequested, UnloadRequested
+from modeld.core.messages import Event, LoadRequested, ModelTableReplaced, PinChanged, SettingsReplaced, ShutdownRequested, UnloadRequested
 from modeld.core.model import EvictionPolicy, Limits, ModelId, ModelSpec
 from modeld.simulation.faults import Act, Deed
 
@@ -29,6 +29,8 @@ class Operator:
                 return LoadRequested(act.model, may_evict=False)
             case Deed.UNLOAD:
                 return UnloadRequested(act.model)
+            case Deed.HOLD | Deed.LET_GO:
+                return PinChanged(act.model, act.deed is Deed.HOLD)
             case Deed.SHUTDOWN:
                 return ShutdownRequested()
             case Deed.REPLACE | Deed.REMOVE | Deed.RESTORE | Deed.PIN | Deed.UNPIN | Deed.SLOTS:

@@ -27,6 +27,7 @@ from modeld.core.messages import (
     LoadRequested,
     MemoryFreed,
     ModelTableReplaced,
+    PinChanged,
     Refuse,
     RequestArrived,
     RequestWithdrawn,
@@ -71,6 +72,12 @@ class Outside:
         self.checked_at: dict[ModelId, float] = {}
         """When the last launch check of a model was answered."""
         self.wishes: dict[ModelId, bool] = {}
+        self.pins: dict[ModelId, bool] = {}
+        """What the operator last said of a model at run time."""
+        self.pin_refused = False
+        """What was answered to who asked just now whether a model may be pinned: such an event must change nothing."""
+        self.pin_is_new = False
+        """Whether the last pin was of a model that was not pinned."""
         self.renewed: dict[ModelId, float] = {}
         """When an instance of a model was last stopped because its file or its options changed: it is loaded anew without a request."""
         self.failed_at: dict[ModelId, float] = {}
@@ -117,6 +124,7 @@ class Outside:
             SettingsReplaced: self._settings,
             LoadRequested: self._load_requested,
             UnloadRequested: self._unload_requested,
+            PinChanged: self._pin_changed,
             ShutdownRequested: self._shutdown,
         }
         self._commands: dict[type, Callable[[Any, float], None]] = {
@@ -170,8 +178,14 @@ class Outside:
         return asked.arrived + self.limits.fairness_wait_seconds
 
     def is_pinned(self, seen: Seen) -> bool:
-        spec = self.models.get(seen.model)
-        return seen.spec.pinned if spec is None else spec.pinned
+        return self.is_held(self.models.get(seen.model, seen.spec))
+
+    def is_held(self, spec: ModelSpec) -> bool:
+        """Whether the model is pinned, loaded or not."""
+        return self.pins.get(spec.id, spec.pinned)
+
+    def holds_any(self) -> bool:
+        return any(map(self.is_held, self.models.values()))
 
     def in_turn(self, seen: Seen, now: float) -> bool:
         """No other due model may close it now: somebody of its turn has not been granted yet."""
@@ -252,6 +266,8 @@ class Outside:
         if seen is not None:
             del seen.leases[asked.request.id]
             seen.idle_at = now
+            if asked.request.keep_seconds > 0:
+                seen.kept_until = max(seen.kept_until, now + asked.request.keep_seconds)
         asked.freed_at = now
         asked.instance = None
 
@@ -383,6 +399,12 @@ class Outside:
     def _unload_requested(self, event: UnloadRequested, _: float) -> None:
         self.wishes.pop(event.model, None)
         self.asked_for.pop(event.model, None)
+
+    def _pin_changed(self, event: PinChanged, _: float) -> None:
+        spec = self.models.get(event.model)
+        self.pin_is_new = spec is not None and not self.is_held(spec)
+        if spec is not None and not (event.pinned and self.pin_refused):
+            self.pins[event.model] = event.pinned
 
     def _shutdown(self, _event: ShutdownRequested, _: float) -> None:
         self.shutting_down = True

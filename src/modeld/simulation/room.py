@@ -38,7 +38,7 @@ def fits(spec: ModelSpec, room: Mapping[DeviceId, float], capacity: Mapping[Devi
 
 def is_clear(outside: Outside, spec: ModelSpec) -> bool:
     """Where it could run follows from the settings: the shares of a split depend on what is pinned where, too."""
-    return not spec.split or not any(other.pinned for other in outside.models.values())
+    return not spec.split or not outside.holds_any()
 
 
 def is_hopeless(outside: Outside, spec: ModelSpec) -> bool:
@@ -47,7 +47,8 @@ def is_hopeless(outside: Outside, spec: ModelSpec) -> bool:
     if len(capacity) != 1 or spec.external:
         return False
     left = capacity[0]
-    for _, amount in sorted((other.id, need_mb(other)) for other in outside.models.values() if other.pinned and other.id != spec.id):
+    held = [other for other in outside.models.values() if outside.is_held(other) and other.id != spec.id]
+    for _, amount in sorted((other.id, need_mb(other)) for other in held):
         if amount <= left:
             left -= amount
     return need_mb(spec) > left

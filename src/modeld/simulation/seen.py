@@ -81,6 +81,7 @@ class Seen:
         "gone_at",
         "id",
         "idle_at",
+        "kept_until",
         "leases",
         "model",
         "need_mb",
@@ -113,6 +114,7 @@ class Seen:
         self.stopped_at: float | None = None
         self.suspect_at = -math.inf
         self.idle_at = -math.inf
+        self.kept_until = -math.inf
         self.exited = False
         self.draining = False
         self.closed_for = ""

@@ -5,7 +5,7 @@ max_wait           stands still while the request's own model loads; goes on whe
 X-Modeld-Timeout   never stands still
 infer_timeout      from the grant
 drain_timeout      from the order (unload, a replaced model); preempt_after from the closing: then all that runs there is revoked
-ttl                from the end of the last request, or from when it was ready
+ttl                from the end of the last request, or from when it was ready; not before what a request asked to be kept for
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Times:
 
     def _stopped(self, seen: Seen, why: str, now: float) -> None:
         if why == "ttl" and seen.spec.ttl_seconds is not None and seen.ready_at is not None:
-            left = max(seen.ready_at, seen.idle_at) + seen.spec.ttl_seconds - now
+            left = max(max(seen.ready_at, seen.idle_at) + seen.spec.ttl_seconds, seen.kept_until) - now
             if left > SLACK:
                 self._fail("times", f"{seen.id} is stopped by its ttl {left:.3f} s too early")
 
@@ -196,6 +196,6 @@ class Times:
         ttl = seen.spec.ttl_seconds
         if ttl is None or seen.state is not READY or seen.leases or seen.ready_at is None or seen.model in self._outside.lines:
             return
-        late = now - ttl - max(seen.ready_at, seen.idle_at)
+        late = now - max(max(seen.ready_at, seen.idle_at) + ttl, seen.kept_until)
         if late > SLACK:
             self._fail("times", f"{seen.id} is still there, {late:.3f} s after its ttl")

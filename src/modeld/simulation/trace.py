@@ -23,6 +23,7 @@ from modeld.core.messages import (
     LoadRequested,
     MemoryFreed,
     ModelTableReplaced,
+    PinChanged,
     ProgressChecked,
     Refuse,
     RequestArrived,
@@ -81,6 +82,8 @@ def tell_event(event: Event) -> str:  # noqa: C901 - one arm for each event
             return f"wished {model} {'may evict' if may_evict else 'without evicting'}"
         case UnloadRequested(model):
             return f"unwished {model}"
+        case PinChanged(model, pinned):
+            return f"{'pinned' if pinned else 'unpinned'} {model}"
         case ShutdownRequested():
             return "shutdown"
         case Wakeup():

@@ -39,6 +39,7 @@ class Ask:
     timeout_seconds: float = math.inf
     leaves_at: float = math.inf
     body_bytes: int = 0
+    keep_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

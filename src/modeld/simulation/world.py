@@ -266,6 +266,7 @@ class World:
             priority=ask.priority,
             work=ask.work,
             timeout_seconds=ask.timeout_seconds,
+            keep_seconds=ask.keep_seconds,
         )
         self.feed(RequestArrived(request))
         asked = self.outside.requests.get(ask.request)
@@ -478,6 +479,8 @@ class World:
         if act.deed is Deed.SHUTDOWN and self.outside.shutting_down:
             return
         self.happened[f"operator: {act.deed}"] += 1
+        if act.deed is Deed.HOLD and isinstance(self.scheduler, Scheduler):
+            self.outside.pin_refused = self.scheduler.pin_refusal(act.model) is not None
         self.feed(self._operator.event(act))
 
     def _request_ended(self, asked: Asked, outcome: str, now: float) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -13,15 +14,19 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from modeld.core.model import InstanceId, LaunchOptions, ModelId, ModelSpec
+from modeld.catalog.models import Catalog, ModelOverride, PartialOptions
+from modeld.core.model import InstanceId, LaunchOptions, ModelId, ModelKind, ModelSpec
 from modeld.errors import Died, EngineMissing, LoadFailed, ModelUnavailable, SpawnFailed
 from modeld.runtime.adapters import embedded
 from modeld.runtime.adapters.embedded import EmbeddedAdapter
+from modeld.runtime.adapters.interface import Adapter
+from tinymodels import WIDTH, make_decoder, make_embedder, make_reranker
 
 STARTER = os.environ.get("MODELD_TEST_STARTER")
 ONE = InstanceId("1/a.gguf")
@@ -74,6 +79,91 @@ async def test_a_model_is_loaded_served_and_unloaded(adapter: EmbeddedAdapter) -
     assert (report.code, report.reason) == (-signal.SIGTERM, "stopped")
     assert served.endpoint.socket is not None
     assert not Path(served.endpoint.socket).exists()
+
+
+def scanned(folder: Path, **said: ModelKind) -> dict[str, ModelSpec]:
+    """The models of the folder as the catalogue sees them; `said` is the operator's kind, by the id without `.gguf`."""
+    few = PartialOptions(parallel=2, threads=1)
+    found = Catalog(folder, lambda name: ModelOverride(options=few, kind=said.get(name)), None, said).scan()
+    assert [model.unavailable for model in found.models.values()] == [None] * len(found.models)
+    return {key.removesuffix(".gguf"): model for key, model in found.models.items()}
+
+
+@contextlib.asynccontextmanager
+async def running(adapter: Adapter, model: ModelSpec) -> AsyncIterator[Callable[..., Awaitable[tuple[int, Any]]]]:
+    """An instance, as a function that posts JSON and gives back status and answer."""
+    served = adapter.start(ONE, model, lambda _: None)
+    await served.ready()
+
+    async def post(path: str, **body: object) -> tuple[int, Any]:
+        headers = [(b"content-type", b"application/json")]
+        answer = await served.generate("POST", path, headers, json.dumps(body).encode())
+        return answer.status, json.loads(await answer.read(10_000_000))
+
+    try:
+        yield post
+    finally:
+        served.stop()
+        await served.exited()
+
+
+def vectors(answer: dict[str, Any]) -> list[list[float]]:
+    return [one["embedding"] for one in answer["data"]]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("make", [make_embedder, make_decoder])
+async def test_an_embedding_model_embeds(adapter: EmbeddedAdapter, tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    """Recognised by its header, started in that mode; the same words give the same unit vector."""
+    make(tmp_path / "m.gguf")
+    model = scanned(tmp_path)["m"]
+    assert model.kind is ModelKind.EMBED
+    async with running(adapter, model) as post:
+        status, answer = await post("/v1/embeddings", input=["the cat", "a dog, 1 dog", "the cat"])
+        assert status == 200
+        first, second, third = vectors(answer)
+        assert len(first) == model.embedding_length == WIDTH
+        assert first == pytest.approx(third, abs=1e-4)
+        assert first != pytest.approx(second, abs=1e-2)
+        assert sum(number * number for number in first) == pytest.approx(1, abs=1e-3)
+        assert answer["usage"]["prompt_tokens"] > 10
+        status, answer = await post("/v1/rerank", query="a", documents=["b"])
+        assert status == 501
+
+
+@pytest.mark.engine
+async def test_a_long_text_fits_into_one_batch(adapter: EmbeddedAdapter, tmp_path: Path) -> None:
+    """An encoder reads an input whole: 1,500 tokens, three times llama.cpp's own batch of 512."""
+    make_embedder(tmp_path / "m.gguf", ctx=4096)
+    model = scanned(tmp_path)["m"]
+    async with running(adapter, model) as post:
+        status, answer = await post("/v1/embeddings", input="a b c d e " * 300)
+    assert (status, answer["usage"]["prompt_tokens"]) == (200, 1502)
+
+
+@pytest.mark.engine
+async def test_a_reranker_scores(adapter: EmbeddedAdapter, tmp_path: Path) -> None:
+    make_reranker(tmp_path / "m.gguf")
+    model = scanned(tmp_path)["m"]
+    assert model.kind is ModelKind.RERANK
+    async with running(adapter, model) as post:
+        status, answer = await post("/v1/rerank", query="who", documents=["a cat", "the dogs", "a cat"])
+        assert status == 200
+        scores = {one["index"]: one["relevance_score"] for one in answer["results"]}
+        assert sorted(scores) == [0, 1, 2]
+        assert scores[0] == pytest.approx(scores[2], abs=1e-4)
+        assert scores[0] != pytest.approx(scores[1], abs=1e-3)
+
+
+@pytest.mark.engine
+async def test_the_operators_kind_is_the_mode(adapter: EmbeddedAdapter, tmp_path: Path) -> None:
+    """A model that writes refuses to embed until it is told to."""
+    make_decoder(tmp_path / "m.gguf", pooling=None)
+    async with running(adapter, scanned(tmp_path)["m"]) as post:
+        assert (await post("/v1/embeddings", input="a"))[0] == 501
+        assert (await post("/v1/completions", prompt="a", max_tokens=2))[0] == 200
+    async with running(adapter, scanned(tmp_path, m=ModelKind.EMBED)["m"]) as post:
+        assert len(vectors((await post("/v1/embeddings", input="a"))[1])[0]) == WIDTH
 
 
 @pytest.mark.engine

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from modeld.core.model import FlashAttention, KvType, LaunchOptions, ModelId, ModelSpec
+from modeld.core.model import FlashAttention, KvType, LaunchOptions, ModelId, ModelKind, ModelSpec
 from modeld.errors import EngineMissing, SpawnFailed
 from modeld.runtime.adapters import llama_server
 from modeld.runtime.adapters.llama_server import Build, LlamaServerAdapter, arguments, read_build
@@ -108,6 +108,20 @@ def test_every_option_is_a_flag() -> None:
         *("--fit off", "-cram 0", "-ctxcp 0", "--slots", "--no-ui", "--offline", "-no-kvu", "--mmproj /p", "--alias a"),
     ):
         assert f" {part} " in f" {text} "
+
+
+@pytest.mark.parametrize(
+    ("kind", "pooling", "flags"),
+    [
+        (ModelKind.EMBED, "mean", ["--embeddings", "--pooling", "mean"]),
+        (ModelKind.RERANK, "rank", ["--reranking"]),
+        (ModelKind.GENERATE, "", []),
+    ],
+)
+def test_the_kind_is_a_flag(kind: ModelKind, pooling: str, flags: list[str]) -> None:
+    given = arguments(ModelSpec(ModelId("a"), path="/m", kind=kind, pooling=pooling), Path("/s"), Build())
+    mine = {"--embeddings", "--embedding", "--pooling", "--reranking", "--rerank"}
+    assert [item for item in given if item in mine or item == pooling] == flags
 
 
 def test_extra_arguments_come_last() -> None:

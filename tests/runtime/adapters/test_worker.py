@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from modeld.core.model import FlashAttention, KvType, LaunchOptions, ModelId, ModelSpec
+from modeld.core.model import FlashAttention, KvType, LaunchOptions, ModelId, ModelKind, ModelSpec
 from modeld.runtime.adapters import worker
 from modeld.runtime.adapters.embedded import parameters
 
@@ -26,7 +26,12 @@ class FlashAttn(IntEnum):
     LLAMA_FLASH_ATTN_TYPE_ENABLED = 1
 
 
-ENGINE = SimpleNamespace(ggml_type=GgmlType, llama_flash_attn_type=FlashAttn)
+class Pooling(IntEnum):
+    LLAMA_POOLING_TYPE_LAST = 3
+    LLAMA_POOLING_TYPE_RANK = 4
+
+
+ENGINE = SimpleNamespace(ggml_type=GgmlType, llama_flash_attn_type=FlashAttn, llama_pooling_type=Pooling)
 
 
 def applied(spec: ModelSpec) -> SimpleNamespace:
@@ -52,6 +57,16 @@ def test_every_option_is_passed_on() -> None:
     assert (params.cache_type_k, params.cache_type_v, params.flash_attn_type, params.kv_unified) == (8, 8, 1, False)
     assert (params.cpuparams.n_threads, params.cpuparams_batch.n_threads) == (5, 5)
     assert params.n_threads_http > 3
+
+
+@pytest.mark.parametrize(("pooling", "number"), [("last", 3), ("rank", 4)])
+def test_a_model_that_embeds_is_started_so(pooling: str, number: int) -> None:
+    params = applied(ModelSpec(ModelId("a.gguf"), path="/m/a.gguf", kind=ModelKind.EMBED, pooling=pooling))
+    assert (params.embedding, params.pooling_type) == (True, number)
+
+
+def test_a_model_that_writes_is_left_alone() -> None:
+    assert not {"embedding", "pooling_type"} & vars(applied(ModelSpec(ModelId("a.gguf"), path="/m/a.gguf"))).keys()
 
 
 def test_no_pings_are_sent() -> None:

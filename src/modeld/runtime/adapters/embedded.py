@@ -164,6 +164,7 @@ def parameters(spec: ModelSpec, socket: Path, import_path: Path) -> worker.Param
         "kv_unified": options.kv_unified,
         "cache_ram_mb": options.cache_ram_mb,
         "ctx_checkpoints": options.ctx_checkpoints,
+        "pooling": spec.pooling,
     }
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from modeld.core.model import FlashAttention, InstanceId, ModelSpec
+from modeld.core.model import FlashAttention, InstanceId, ModelKind, ModelSpec
 from modeld.errors import EngineMissing, SpawnFailed
 from modeld.runtime.adapters import shim
 from modeld.runtime.adapters.interface import Adapter, EngineInfo, Served
@@ -170,6 +170,10 @@ def arguments(spec: ModelSpec, socket: Path, build: Build) -> list[str]:
         (("--threads-http",), str(options.parallel + 4)),
         (("-kvu", "--kv-unified") if options.kv_unified else ("-no-kvu", "--no-kv-unified"), None),
     ]
+    if spec.kind is ModelKind.RERANK:
+        wanted.append((("--reranking", "--rerank"), None))  # llama.cpp's word for embeddings with pooling rank
+    elif spec.kind is ModelKind.EMBED:
+        wanted += [(("--embeddings", "--embedding"), None), (("--pooling",), spec.pooling)]
     for names, value in wanted:
         if (known := build.knows(*names)) is not None:
             result += [known] if value is None else [known, value]

@@ -29,7 +29,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Parameters(TypedDict):
-    """The line on standard input. `import_path` is the folder that holds the xllamacpp package."""
+    """The line on standard input. `import_path` is the folder that holds the xllamacpp package; `pooling` "" = it writes text."""
 
     import_path: str
     model: str
@@ -47,6 +47,7 @@ class Parameters(TypedDict):
     kv_unified: bool
     cache_ram_mb: int
     ctx_checkpoints: int
+    pooling: str
 
 
 def bind_to_parent(parent: int) -> None:
@@ -111,6 +112,9 @@ def apply(params: Any, wanted: Parameters, engine: Any) -> None:
     params.offline = True
     params.n_threads_http = wanted["parallel"] + 4
     params.sse_ping_interval = -1  # a ping is neither the first byte of an answer nor a sign that it moves
+    if wanted["pooling"]:
+        params.embedding = True
+        params.pooling_type = engine.llama_pooling_type[f"LLAMA_POOLING_TYPE_{wanted['pooling'].upper()}"]
     if wanted["mmproj"]:
         params.mmproj.path = wanted["mmproj"]
 
