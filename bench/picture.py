@@ -42,7 +42,7 @@ def draw(rows: Sequence[Row], columns: Sequence[str], machine: Mapping[str, str]
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(TEXT)
     colours = {column: COLOURS[index % len(COLOURS)] for index, column in enumerate(columns)}
     pen.text((MARGIN, 14), "modeld: make bench", fill=INK, font=ImageFont.load_default(18))
-    pen.text((MARGIN, 40), "; ".join(machine[name] for name in machine if name != "packages"), fill=GREY, font=font)
+    pen.text((MARGIN, 40), "; ".join(f"{name}: {value}" for name, value in machine.items() if name != "packages"), fill=GREY, font=font)
     left = float(MARGIN)
     for column in columns:
         pen.rectangle([(left, 66), (left + 12, 78)], fill=colours[column])

@@ -307,6 +307,7 @@ async def running(
     driver: Driver | None = None,
     table: Callable[[], ModelTable] | None = None,
     rescan: Callable[[], Awaitable[None]] | None = None,
+    at_hand: Callable[[], ModelTable | None] = lambda: None,
 ) -> AsyncIterator[Edge]:
     """The whole edge, started and ended."""
     upstream = Upstream(str(folder / "up.sock"))
@@ -318,7 +319,7 @@ async def running(
     async def known() -> ModelTable:
         return table() if table is not None else fixed
 
-    app = build_app(options or EdgeOptions(), driver=own, feed=feed, table=known, metrics=metrics, rescan=rescan)  # type: ignore[arg-type]
+    app = build_app(options or EdgeOptions(), driver=own, feed=feed, table=known, metrics=metrics, rescan=rescan, known=at_hand)  # type: ignore[arg-type]
     address = str(folder / "edge.sock")
     config = uvicorn.Config(
         app, http=make_protocol(ProtocolLimits()), ws="none", loop="none", lifespan="off", interface="asgi3", log_config=None

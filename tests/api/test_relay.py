@@ -191,6 +191,26 @@ async def test_an_unknown_model_is_looked_for_on_disk_once_more(tmp_path: Path) 
         assert scans <= 3
 
 
+async def test_a_table_at_hand_is_not_waited_for(tmp_path: Path) -> None:
+    at_hand: ModelTable | None = ModelTable({SPEC.id: SPEC})
+    asked = 0
+
+    def table() -> ModelTable:
+        nonlocal asked
+        asked += 1
+        return ModelTable({SPEC.id: SPEC})
+
+    async def rescan() -> None:
+        """Finds nothing new."""
+
+    async with running(tmp_path, table=table, rescan=rescan, at_hand=lambda: at_hand) as edge:
+        edge.upstream.script = answers(sse(LAST))
+        assert ((await edge.infer(model="tiny")).status_code, asked) == (200, 0)
+        assert ((await edge.infer(model="tine")).status_code, asked) == (404, 1)  # after the second look
+        at_hand = None
+        assert ((await edge.infer(model="tiny")).status_code, asked) == (200, 2)
+
+
 async def test_no_model_named(edge: Edge, tmp_path: Path) -> None:
     answer = await edge.infer(model=None)
     assert (answer.status_code, answer.json()["kind"]) == (404, "no_model_named")

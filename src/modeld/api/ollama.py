@@ -188,13 +188,13 @@ class Ollama:
         """What Ollama does to its models. The refusals are routes, so that clients are told what to do instead."""
         no, ollama = "Not here (501): models are files in a folder.", Dialect.OLLAMA
         return [
-            Route("POST", "/api/pull", Scope.INFER, no, self.no_pull, dialect=ollama),
-            Route("POST", "/api/push", Scope.INFER, no, self.not_here, dialect=ollama),
-            Route("POST", "/api/create", Scope.INFER, no, self.not_here, dialect=ollama),
-            Route("POST", "/api/copy", Scope.INFER, no, self.not_here, dialect=ollama),
-            Route("DELETE", "/api/delete", Scope.INFER, no, self.not_here, dialect=ollama),
-            Route("GET", "/api/blobs/{digest}", Scope.INFER, no, self.not_here, dialect=ollama),
-            Route("POST", "/api/blobs/{digest}", Scope.INFER, no, self.not_here, dialect=ollama, takes=_ANY_BODY),
+            Route("POST", "/api/pull", Scope.INFER, no, self.no_pull, dialect=ollama, faults=(501,)),
+            Route("POST", "/api/push", Scope.INFER, no, self.not_here, dialect=ollama, faults=(501,)),
+            Route("POST", "/api/create", Scope.INFER, no, self.not_here, dialect=ollama, faults=(501,)),
+            Route("POST", "/api/copy", Scope.INFER, no, self.not_here, dialect=ollama, faults=(501,)),
+            Route("DELETE", "/api/delete", Scope.INFER, no, self.not_here, dialect=ollama, faults=(501,)),
+            Route("GET", "/api/blobs/{digest}", Scope.INFER, no, self.not_here, dialect=ollama, faults=(501,)),
+            Route("POST", "/api/blobs/{digest}", Scope.INFER, no, self.not_here, dialect=ollama, faults=(501,), takes=_ANY_BODY),
         ]
 
     async def ping(self, call: Call) -> Reply:

@@ -108,7 +108,8 @@ def _operation(route: Route, schemas: dict[str, dict[str, Any]]) -> dict[str, An
         answer: dict[str, Any] = {NDJSON: {"schema": {"oneOf": [schemas[repr(kind)] for kind in lines]}}}
         answer[JSON] = {"schema": schemas[repr(whole)]}
     else:
-        answer = {route.media: {"schema": schemas[repr(route.answer)] if route.answer is not None else {"type": "string"}}}
+        text: dict[str, Any] = {} if route.media in (EVENT_STREAM, JSON) else {"type": "string"}  # whatever it is
+        answer = {route.media: {"schema": schemas[repr(route.answer)] if route.answer is not None else text}}
     if route.streams:
         answer[EVENT_STREAM] = {"schema": {"type": "string"}}
     wrong = {"content": {JSON: {"schema": schemas[repr(_FAULTS[route.dialect])]}}}

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -58,8 +59,8 @@ LOOK_SECONDS_MAX: Final = 30.0
 REFUSAL_BYTES_MAX: Final = 64 * 1024
 """Longest error body of a child that is read."""
 
-_TOO_LONG: Final = "is too large to process"
-"""llama.cpp's words for a text that a model must read whole and cannot; it calls that a fault of its own (500)."""
+_CLIENTS: Final = re.compile(r"is too large to process|(?:image|audio) input is not supported|^Failed to parse messages")
+"""llama.cpp's words for what is wrong with a request although it calls it a fault of its own (500)."""
 
 _ASK_HEADERS: Final[list[Header]] = [(b"content-type", b"application/json"), (b"accept-encoding", b"identity")]
 
@@ -368,7 +369,7 @@ async def refusal(exchange: Exchange) -> ModeldError:
     """What a child's answer with an error status means for the client."""
     message = upstream_message(await exchange.read(REFUSAL_BYTES_MAX))
     status = exchange.status
-    if status in (400, 413, 422) or (status == 500 and _TOO_LONG in message):
+    if status in (400, 413, 422) or (status == 500 and _CLIENTS.search(message)):
         return RefusedByModel(message or "the model server refused the request")
     if status == 501:
         return NotSupported(message or "the model server cannot do this", source="model")
