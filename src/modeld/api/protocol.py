@@ -110,6 +110,7 @@ class ModeldProtocol(HttpToolsProtocol):
         self._client_left()
         self.flow.resume_writing()
         self.parser = None  # type: ignore[assignment]  # parser and protocol hold each other
+        self.switched = None  # so do the WebSocket, its request and this
 
     def eof_received(self) -> None:
         if self.running is None:
