@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-only
-"""Fixtures that every layer needs."""
+"""What holds for all tests: assertions inside play.py, which tests of several folders import, tell what differed."""
+
+import pytest
+
+pytest.register_assert_rewrite("core.play")

@@ -63,6 +63,7 @@ def test_what_goes_wrong_is_one_line(asked: list[str], capsys: pytest.CaptureFix
 def test_names_are_completed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     listed = {"models": [{"id": "a.gguf", "aliases": ["assistant"]}, {"id": "b.gguf"}]}
     monkeypatch.setattr(client, "get", lambda address, path: listed)
+    monkeypatch.delenv("MODELD_TEST_STARTER", raising=False)  # no setting of ours, and so a mistake in the settings
     monkeypatch.setenv("_MODELD_COMPLETE", "bash_complete")
     monkeypatch.setenv("COMP_WORDS", "modeld load a")
     monkeypatch.setenv("COMP_CWORD", "2")
