@@ -80,7 +80,8 @@ def operations(served: Daemon) -> list[APIOperation]:
 
 
 def make_sound(case: Case) -> None:
-    """Name the model and give the route its text."""
+    """Name the model and give the route its text, and time."""
+    case.headers.pop("X-Modeld-Timeout", None)
     for name in ("model", "id"):
         if name in case.path_parameters:
             case.path_parameters[name] = MODEL

@@ -30,7 +30,7 @@ _PRIORITY: Final = b"x-modeld-priority"
 TIMEOUT_HEADER: Final = "X-Modeld-Timeout"
 """Every route that waits for a model reads it."""
 _TIMEOUT: Final = TIMEOUT_HEADER.lower().encode()
-_SECONDS: Final = re.compile(r"\d{1,9}(?:\.\d{1,9})?|\.\d{1,9}", re.ASCII)
+_SECONDS: Final = re.compile(r"\d{1,9}(?:\.\d{1,20})?|\.\d{1,20}", re.ASCII)
 _SHOWN_MAX: Final = 40
 
 PARAMETERS: Final = (
@@ -44,7 +44,7 @@ PARAMETERS: Final = (
         TIMEOUT_HEADER,
         "header",
         "Seconds the request may wait for its slot; 429 at once when that cannot be kept.",
-        {"type": "number", "exclusiveMinimum": 0},
+        {"type": "number", "minimum": 0.001, "maximum": 999_999_999},
     ),
 )
 
