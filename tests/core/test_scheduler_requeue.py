@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from core.play import Play, arrive, gone, i, loaded, r
 from modeld.core.messages import (
+    InstanceExited,
     InstanceReady,
     LeaseFailed,
     LeaseReleased,
+    MemoryFreed,
     ModelTableReplaced,
+    PinChanged,
     RequestWithdrawn,
     ShutdownRequested,
     UnloadRequested,
@@ -98,3 +101,12 @@ def test_it_makes_its_model_due_by_its_own_arrival():
     play.at(31, failed("r1")).gives()
     play.at(32, InstanceReady(i(2, "b"))).gives("grant b1 2/b")
     assert play.instance("b").closed_for == "a"
+
+
+def test_who_comes_back_to_a_model_that_fits_no_more_hears_so_at_once():
+    """b was pinned while a's request ran: when a dies there is no room for it any more, whoever went."""
+    play = loaded(Play({"a": 100, "b": 100}, budget=150), "a")
+    play.at(1, arrive("r1", "a")).gives("grant r1 1/a")
+    play.at(2, PinChanged(ModelId("b"), True)).gives()
+    play.at(3, InstanceExited(i(1, "a"), code=-9), MemoryFreed(i(1, "a"))).gives("revoke r1 instance_died")
+    play.at(4, failed("r1")).gives("refuse r1 cannot_ever_fit")

@@ -252,6 +252,7 @@ class Scheduler:
             do.refuse(request, error or lease.revoked or gone or _fault(model))
         else:  # 2
             do.restore(lease, now)
+            self._refuse_misfits([model])  # settings or pins may have changed since it was let in
 
     def _stuck(self, instance: Instance, now: float) -> None:
         """Nothing moves: it looks alive and is not. What has not begun is asked again of its successor."""
