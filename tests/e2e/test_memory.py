@@ -109,7 +109,7 @@ def test_an_idle_model_leaves_after_its_ttl_and_takes_its_process_along(tmp_path
 
 
 def test_infer_timeout_is_a_last_record_with_504(tmp_path: Path, models: Path):
-    with running(tmp_path, models, "--infer-timeout", "1s") as one:
+    with running(tmp_path, models, "--infer-timeout", "3s") as one:
         with one.stream("a.gguf", tokens=8000) as stream:
             *_, last = stream.rest()
         assert last["done"] is True

@@ -111,7 +111,7 @@ def _operation(route: Route, schemas: dict[str, dict[str, Any]]) -> dict[str, An
         text: dict[str, Any] = {} if route.media in (EVENT_STREAM, JSON) else {"type": "string"}  # whatever it is
         answer = {route.media: {"schema": schemas[repr(route.answer)] if route.answer is not None else text}}
     if route.streams:
-        answer[EVENT_STREAM] = {"schema": {"type": "string"}}
+        answer[EVENT_STREAM] = {"schema": {}}  # its events are objects to some readers
     wrong = {"content": {JSON: {"schema": schemas[repr(_FAULTS[route.dialect])]}}}
     fault = {"content": answer} if route.media == PLAIN else wrong  # a word, for machines that look at the status
     operation: dict[str, Any] = {
