@@ -11,6 +11,7 @@ import pytest
 
 from e2e.daemon import Daemon, link_models, running
 from e2e.toolmodel import write_tool_model
+from tinymodels import make_embedder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,12 +45,15 @@ def tool_model(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, starter: Path, tool_model: Path) -> Iterator[Daemon]:
-    """What the tests of clients speak to: the model a, and the model tools, which can be made to call a function. Bodies up to 512 KiB.
+    """What the tests of clients speak to. Bodies up to 512 KiB.
+
+    The model a writes, tools can be made to call a function, embedder embeds.
 
     One thread computes: of several, each waits for all at every layer, which on a busy machine takes many times as long.
     """
     home = tmp_path_factory.mktemp("home")
     models = link_models(home / "models", starter, "a.gguf")
     link_models(models, tool_model, "tools.gguf")
+    make_embedder(models / "embedder.gguf")
     with running(home, models, "--llama-threads", "1", "--max-api-body-bytes", "512KiB", "--max-body-bytes", "512KiB") as one:
         yield one

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from openai import AsyncOpenAI, OpenAI
 
 from e2e.daemon import PATIENCE_SECONDS, Daemon
 from e2e.toolmodel import WEATHER, is_weather
+from tinymodels import WIDTH
 
 ASK: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
 TOOLS: list[Any] = [
@@ -198,6 +200,28 @@ def test_a_text_is_continued(client: OpenAI):
 def test_several_texts_are_continued_together(client: OpenAI):
     made = client.completions.create(model="a", prompt=["Once upon a time", "The capital of France"], max_tokens=4, **STEADY)
     assert [one.index for one in made.choices] == [0, 1]
+
+
+# --- embeddings -------------------------------------------------------------------------------------------------------
+
+
+def test_embeddings_as_numbers_and_as_base64(client: OpenAI):
+    made = client.embeddings.create(model="embedder", input=["a", "b c"])  # the package asks for base64 and unpacks it
+    assert [one.index for one in made.data] == [0, 1]
+    first, second = (one.embedding for one in made.data)
+    assert len(first) == len(second) == WIDTH
+    assert math.hypot(*first) == pytest.approx(1, abs=1e-3)
+    assert first != pytest.approx(second, abs=1e-3)
+    assert made.usage.prompt_tokens > 0
+    alone = client.embeddings.create(model="embedder", input="a", encoding_format="float").data[0].embedding
+    assert alone == pytest.approx(first, abs=1e-5)
+
+
+def test_a_model_that_writes_does_not_embed_and_the_other_way_round(client: OpenAI):
+    with pytest.raises(openai.BadRequestError, match="embed"):
+        client.embeddings.create(model="a", input="a")
+    with pytest.raises(openai.BadRequestError, match="embed"):
+        client.completions.create(model="embedder", prompt="a", max_tokens=1)
 
 
 # --- responses --------------------------------------------------------------------------------------------------------

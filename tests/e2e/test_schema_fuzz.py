@@ -18,6 +18,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import APIOperation, Case, GenerationMode
+from schemathesis.config import SchemathesisConfig
 from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi import checks
 
@@ -27,6 +28,8 @@ EXAMPLES = {GenerationMode.POSITIVE: 8, GenerationMode.NEGATIVE: 4}
 """Of what is sound more: half of it is as generated."""
 MODEL = "a"
 LIMITS = {"max_tokens": 2, "n_predict": 2, "max_output_tokens": 2, "max_completion_tokens": 2}
+ENDLESS = {"operations": [{"include-path": "/events", "max-stream-events": 1}]}
+"""The feed greets and then waits for what happens: with its first event all is seen."""
 CHECKS = [checks.content_type_conformance, checks.response_schema_conformance, checks.negative_data_rejection]
 
 TALK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -75,7 +78,7 @@ def session() -> Iterator[requests.Session]:
 
 @pytest.fixture(scope="module")
 def operations(served: Daemon) -> list[APIOperation]:
-    schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{served.port}/openapi.json")
+    schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{served.port}/openapi.json", config=SchemathesisConfig.from_dict(ENDLESS))
     return [found.ok() for found in schema.get_all_operations()]
 
 
