@@ -16,12 +16,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from struct import Struct
 from struct import error as struct_error
 from typing import Final, NamedTuple
+
+from modeld.catalog.tensor_types import BLOCKS
 
 READ_BYTES_MAX: Final = 64 << 20
 """Bytes read of one file, at most. A 262k-token vocabulary with merges needs about 16 MiB."""
@@ -37,6 +39,11 @@ ARRAY_KEPT_MAX: Final = 4096
 NAME_BYTES_MAX: Final = 1024
 DIMENSIONS_MAX: Final = 4
 ALIGNMENT_DEFAULT: Final = 32
+TENSOR_PADDING: Final = 32
+NAMED: Final = frozenset((b"token_embd.weight", b"output.weight"))
+"""Tensors whose sizes are told apart: together they say whether the token table is the output head, too."""
+_BLOCK: Final = b"blk."
+_BLOCK_DIGITS_MAX: Final = 4
 ALIGNMENT_MAX: Final = 1 << 20
 OFFSET_MAX: Final = (1 << 63) - 1
 
@@ -59,91 +66,6 @@ _SCALARS: Final[Mapping[int, Struct]] = {
 }
 _STRING: Final = 8
 _ARRAY: Final = 9
-
-BLOCKS: Final[Mapping[int, tuple[int, int]]] = {
-    0: (1, 4),  # F32
-    1: (1, 2),  # F16
-    2: (32, 18),  # Q4_0
-    3: (32, 20),  # Q4_1
-    6: (32, 22),  # Q5_0
-    7: (32, 24),  # Q5_1
-    8: (32, 34),  # Q8_0
-    9: (32, 40),  # Q8_1
-    10: (256, 84),  # Q2_K
-    11: (256, 110),  # Q3_K
-    12: (256, 144),  # Q4_K
-    13: (256, 176),  # Q5_K
-    14: (256, 210),  # Q6_K
-    15: (256, 292),  # Q8_K
-    16: (256, 66),  # IQ2_XXS
-    17: (256, 74),  # IQ2_XS
-    18: (256, 98),  # IQ3_XXS
-    19: (256, 50),  # IQ1_S
-    20: (32, 18),  # IQ4_NL
-    21: (256, 110),  # IQ3_S
-    22: (256, 82),  # IQ2_S
-    23: (256, 136),  # IQ4_XS
-    24: (1, 1),  # I8
-    25: (1, 2),  # I16
-    26: (1, 4),  # I32
-    27: (1, 8),  # I64
-    28: (1, 8),  # F64
-    29: (256, 56),  # IQ1_M
-    30: (1, 2),  # BF16
-    34: (256, 54),  # TQ1_0
-    35: (256, 66),  # TQ2_0
-    39: (32, 17),  # MXFP4
-    40: (64, 36),  # NVFP4
-    41: (128, 18),  # Q1_0
-}
-"""ggml tensor type -> (elements, bytes) of one block. 42 (Q2_0) is left out: blocks of 64 and of 128 elements are in use."""
-
-FILE_TYPES: Final[Mapping[int, str]] = {
-    0: "F32",
-    1: "F16",
-    2: "Q4_0",
-    3: "Q4_1",
-    4: "Q4_1_SOME_F16",
-    7: "Q8_0",
-    8: "Q5_0",
-    9: "Q5_1",
-    10: "Q2_K",
-    11: "Q3_K_S",
-    12: "Q3_K_M",
-    13: "Q3_K_L",
-    14: "Q4_K_S",
-    15: "Q4_K_M",
-    16: "Q5_K_S",
-    17: "Q5_K_M",
-    18: "Q6_K",
-    19: "IQ2_XXS",
-    20: "IQ2_XS",
-    21: "Q2_K_S",
-    22: "IQ3_XS",
-    23: "IQ3_XXS",
-    24: "IQ1_S",
-    25: "IQ4_NL",
-    26: "IQ3_S",
-    27: "IQ3_M",
-    28: "IQ2_S",
-    29: "IQ2_M",
-    30: "IQ4_XS",
-    31: "IQ1_M",
-    32: "BF16",
-    33: "Q4_0_4_4",
-    34: "Q4_0_4_8",
-    35: "Q4_0_8_8",
-    36: "TQ1_0",
-    37: "TQ2_0",
-    38: "MXFP4_MOE",
-    39: "NVFP4",
-    40: "Q1_0",
-    41: "Q2_0",
-}
-"""`general.file_type` -> the name llama.cpp's quantizer takes for it."""
-FILE_TYPE_GUESSED: Final = 1024
-"""Bit that llama.cpp sets in the number when it had to guess it from the tensors."""
-
 
 class GgufFault(StrEnum):
     """What is wrong with a file."""
@@ -183,6 +105,8 @@ class Header:
     extents_known   False when a tensor has a type unknown here; data_end is a lower bound then
     bytes_read      how much of the file was read to learn this
     elements        numbers in all tensors together: the weights of this file
+    tensor_bytes    of the tensors outside the repeated blocks, by name where it is in NAMED, the rest under ""; each padded
+    block_bytes     of the tensors named `blk.N.…`, by N; each padded to TENSOR_PADDING as ggml pads it in host memory
     """
 
     version: int
@@ -195,6 +119,8 @@ class Header:
     extents_known: bool
     bytes_read: int
     elements: int = 0
+    tensor_bytes: Mapping[str, int] = field(default_factory=dict)
+    block_bytes: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def split_no(self) -> int:
@@ -229,12 +155,16 @@ def parse_header(file_size: int) -> Generator[Need, bytes, Header]:
         seen.add(key)
         yield from _read_value(window, key.decode("utf-8", "replace"), metadata, lengths)
     alignment = _alignment(metadata)
-    extent, known, elements = yield from _read_tensors(window, tensor_count, alignment)
+    sums = _Sums()
+    yield from _read_tensors(window, tensor_count, alignment, sums)
     data_start = -(-window.position // alignment) * alignment
-    data_end = data_start + extent if tensor_count else window.position
+    data_end = data_start + sums.extent if tensor_count else window.position
     if file_size < data_end:
         raise _incomplete(file_size, data_end)
-    return Header(version, metadata, lengths, tensor_count, alignment, data_start, data_end, known, window.bytes_read, elements)
+    return Header(
+        version, metadata, lengths, tensor_count, alignment, data_start, data_end, sums.known, window.bytes_read, sums.elements,
+        sums.named, sums.blocks,
+    )  # fmt: skip
 
 
 def read_header(path: str | Path) -> Header:
@@ -271,11 +201,6 @@ def parse_bytes(data: bytes, file_size: int | None = None) -> Header:
     except StopIteration as stop:
         header: Header = stop.value
         return header
-
-
-def file_type_name(file_type: int) -> str:
-    """llama.cpp's name of a `general.file_type`, such as `Q4_K_M`; empty when the number is unknown."""
-    return FILE_TYPES.get(file_type & ~FILE_TYPE_GUESSED, "")
 
 
 class _Window:
@@ -421,12 +346,34 @@ def _alignment(metadata: Mapping[str, Scalar | tuple[Scalar, ...]]) -> int:
     return value
 
 
-def _read_tensors(window: _Window, count: int, alignment: int) -> Generator[Need, bytes, tuple[int, bool, int]]:
-    """Read the tensor records; return (end of the last tensor, relative to the data's start; whether all types are known; elements)."""
-    extent = total = 0
-    known = True
+class _Sums:
+    """What is added up over the tensors."""
+
+    __slots__ = ("blocks", "elements", "extent", "known", "named")
+
+    def __init__(self) -> None:
+        self.extent = 0  # end of the last tensor, from the start of the data
+        self.known = True
+        self.elements = 0
+        self.named: dict[str, int] = {}
+        self.blocks: dict[int, int] = {}
+
+    def add(self, name: bytes, size: int) -> None:
+        size = -(-size // TENSOR_PADDING) * TENSOR_PADDING
+        if name.startswith(_BLOCK):
+            digits = name[len(_BLOCK) :].partition(b".")[0]
+            if digits.isdigit() and len(digits) <= _BLOCK_DIGITS_MAX:
+                number = int(digits)
+                self.blocks[number] = self.blocks.get(number, 0) + size
+                return
+        key = name.decode() if name in NAMED else ""
+        self.named[key] = self.named.get(key, 0) + size
+
+
+def _read_tensors(window: _Window, count: int, alignment: int, sums: _Sums) -> Generator[Need, bytes, None]:
+    """Read the tensor records and add them up."""
     for _ in range(count):
-        yield from window.string(NAME_BYTES_MAX, "a tensor name")
+        name = yield from window.string(NAME_BYTES_MAX, "a tensor name")
         dimensions = yield from window.number(_U32)
         if not 0 <= dimensions <= DIMENSIONS_MAX:
             raise _corrupt(f"a tensor has {dimensions} dimensions")
@@ -442,16 +389,17 @@ def _read_tensors(window: _Window, count: int, alignment: int) -> Generator[Need
             raise _corrupt("a tensor is impossibly large")
         if offset % alignment:
             raise _corrupt("a tensor is not aligned")
-        total += elements
+        sums.elements += elements
         block = BLOCKS.get(kind)
         if block is None:
-            known = False
-            extent = max(extent, offset)
+            sums.known = False
+            sums.extent = max(sums.extent, offset)
             continue
         if row % block[0]:
             raise _corrupt("a tensor's rows do not consist of whole blocks")
-        extent = max(extent, offset + elements // block[0] * block[1])
-    return extent, known, total
+        size = elements // block[0] * block[1]
+        sums.extent = max(sums.extent, offset + size)
+        sums.add(name, size)
 
 
 def _count(value: Scalar | tuple[Scalar, ...] | None, default: int) -> int:

@@ -16,9 +16,11 @@ import msgspec
 
 from modeld.catalog import gguf
 from modeld.catalog.gguf import GgufError, GgufFault, Header, Scalar
-from modeld.core.model import KvShape
+from modeld.catalog.layers import NO_CACHE, memory_shape, trunk_blocks
+from modeld.catalog.tensor_types import file_type_name
+from modeld.core.model import KvShape, MemoryShape
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Raised whenever `Facts` changes its meaning; a file of another format is read anew."""
 CACHE_BYTES_MAX: Final = 64 << 20
 LAYERS_MAX: Final = 4096
@@ -27,22 +29,19 @@ TOKENS_MAX: Final = (1 << 31) - 1
 """Longest context that fits llama.cpp's 32-bit numbers."""
 POOLINGS: Final = ("none", "mean", "cls", "last", "rank")
 """llama.cpp's words for `{family}.pooling_type`, by its number."""
-ENCODERS: Final = frozenset(
-    (
-        *("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "eurobert"),
-        *("gemma-embedding", "llama-embed", "t5encoder"),
-    )
-)
-"""Families that only encode: llama.cpp computes no next token for them (their graphs have no output head)."""
-NO_CACHE: Final = (ENCODERS - {"llama-embed", "t5encoder"}) | {"dream", "llada", "llada-moe", "rnd1"}
-"""Families for which llama.cpp makes no attention cache (`llama_model::create_memory`)."""
 PARAMETERS_MAX: Final = (1 << 63) - 1
 LABEL_CHARS_MAX: Final = 40
 _TEMPLATE: Final = "tokenizer.chat_template"
 
 
 class Facts(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One file's header in short. `reason` is empty, or a predicate such as "is not a GGUF file"; then nothing else is known."""
+    """One file's header in short. `reason` is empty, or a predicate such as "is not a GGUF file"; then nothing else is known.
+
+    memory    that of this file alone; the parts of a split model are put together with the next three
+    has_head  this part holds the output head
+    trunk     only so many blocks are loaded; 0 = all
+    blocks    bytes by number of the block, of a split model only: the first part alone knows how long the trunk is
+    """
 
     reason: str = ""
     family: str = ""
@@ -66,6 +65,10 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True):
     has_chat_template: bool = False
     takes_tools: bool = False
     format_version: int = 0
+    memory: MemoryShape = MemoryShape()
+    has_head: bool = False
+    trunk: int = 0
+    blocks: dict[int, int] = {}
 
 
 class _Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -133,7 +136,7 @@ def facts_of(header: Header) -> Facts:
     return Facts(
         family=family,
         name=_text(data.get("general.name")),
-        quant=gguf.file_type_name(file_type) if type(file_type) is int else "",
+        quant=file_type_name(file_type) if type(file_type) is int else "",
         ctx_train=_number(data.get(f"{family}.context_length"), TOKENS_MAX),
         heads_kv=shape.heads_kv,
         key_length=shape.key_length,
@@ -152,6 +155,10 @@ def facts_of(header: Header) -> Facts:
         has_chat_template=isinstance(template, str) and bool(template.strip()),
         takes_tools=f"{_TEMPLATE}.tool_use" in data or (isinstance(template, str) and "tools" in template),
         format_version=header.version,
+        memory=memory_shape(header),
+        has_head="output.weight" in header.tensor_bytes,
+        trunk=trunk_blocks(header),
+        blocks=dict(header.block_bytes) if header.split_count > 1 else {},
     )
 
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from modeld.catalog.headers import ENCODERS, NO_CACHE, Facts
+from modeld.catalog.headers import Facts
+from modeld.catalog.layers import ENCODERS, NO_CACHE
 from modeld.core.model import ModelKind
 
 _ONE_VECTOR: Final = ("mean", "cls", "last")

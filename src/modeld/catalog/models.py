@@ -15,7 +15,7 @@ import hashlib
 import re
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import islice
@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Final
 
 from modeld.catalog.folder import SUFFIX, FoundFile, find_files
-from modeld.catalog.headers import ENCODERS, Facts, HeaderCache, printable
+from modeld.catalog.headers import Facts, HeaderCache, printable
 from modeld.catalog.kinds import kind_of, modalities, reads_whole
 from modeld.catalog.launch import ModelOverride, PartialOptions, resolve_options, usable_cpu_count
+from modeld.catalog.layers import ENCODERS
 from modeld.catalog.names import LATEST, fold, quant_by_name, shown_name, tag_names
-from modeld.core.model import KvShape, ModelId, ModelSpec
+from modeld.core.model import KvShape, MemoryShape, ModelId, ModelSpec
 from modeld.errors import UnknownModel
 
 __all__ = ["Catalog", "ModelOverride", "ModelTable", "PartialOptions"]
@@ -348,6 +349,7 @@ def _bare_spec(draft: _Draft, facts: Mapping[str, Facts]) -> ModelSpec:
         quant=head.quant or quant_by_name(stem),
         ctx_train=head.ctx_train,
         kv_shape=KvShape(head.heads_kv, head.key_length, head.value_length),
+        memory=_memory(draft.facts),
         mmproj=draft.projector.path if draft.projector else None,
         mmproj_bytes=draft.projector.status.st_size if draft.projector and draft.projector.status else 0,
         unavailable=_unavailable(draft),
@@ -361,6 +363,19 @@ def _bare_spec(draft: _Draft, facts: Mapping[str, Facts]) -> ModelSpec:
         takes_tools=head.takes_tools,
         format_version=head.format_version,
         modified_unix=max((status.st_mtime for status in known), default=0.0),
+    )
+
+
+def _memory(parts: Sequence[Facts]) -> MemoryShape:
+    """Of all parts: the first one says what the layers are, each adds its weights. Unknown in one is unknown in all."""
+    first = parts[0]
+    weights = [part.memory.weights_bytes for part in parts]
+    left_out = [size for part in parts[1:] for number, size in part.blocks.items() if first.trunk and number >= first.trunk]
+    return replace(
+        first.memory,
+        weights_bytes=max(0, sum(weights) - sum(left_out)) if all(weights) else 0,
+        tied_bytes=0 if any(part.has_head for part in parts) else first.memory.tied_bytes,
+        certain=first.memory.certain and all(weights),
     )
 
 

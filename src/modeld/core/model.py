@@ -105,8 +105,51 @@ class LaunchOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionLayers:
+    """`count` layers that cache the same: elements of one cell's key row and value row (0 = llama.cpp keeps no such row).
+
+    window   the layer looks back so many tokens and caches no more of them; 0 = all
+    """
+
+    count: int
+    key_elements: int
+    value_elements: int
+    window: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrentLayers:
+    """`count` layers that keep a state of fixed size for each slot: elements of the convolution's part and of the state proper."""
+
+    count: int
+    conv_elements: int
+    state_elements: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryShape:
+    """What the header says about the memory a model takes.
+
+    weights_bytes        the tensors llama.cpp loads, each once, padded; 0 = not known
+    tied_bytes           those of the token table where it is the output head too: a second copy, where the two lie in different buffers
+    attention, recurrent the layers that keep something of what was read
+    value_elements_max   longest value row of any layer: without flash attention llama.cpp gives every layer that much
+    no_flash             the family is always run without flash attention
+    certain              the family is one whose figures were compared with llama.cpp's own, byte for byte
+    """
+
+    weights_bytes: int = 0
+    tied_bytes: int = 0
+    attention: tuple[AttentionLayers, ...] = ()
+    recurrent: tuple[RecurrentLayers, ...] = ()
+    value_elements_max: int = 0
+    no_flash: bool = False
+    certain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class KvShape:
-    """What the header says about the attention cache of a model.
+    """What the header says about the attention of a model, to describe it; what it costs is in MemoryShape.
 
     heads_kv    key/value heads of each layer, length = number of layers (0 = the layer has no attention cache)
     key_length, value_length   elements per head
@@ -150,6 +193,7 @@ class ModelSpec:
     quant: str = ""
     ctx_train: int = 0
     kv_shape: KvShape = KvShape()
+    memory: MemoryShape = MemoryShape()
     mmproj: str | None = None
     mmproj_bytes: int = 0
     aliases: tuple[str, ...] = ()
