@@ -25,14 +25,25 @@ F32, F16, Q8_0, Q4_K = 0, 1, 8, 12
 BLOCK = {F32: (1, 4), F16: (1, 2), Q8_0: (32, 34), Q4_K: (256, 144)}
 
 MOE = {
-    **{"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 256, "expert_shared_count": 1},
-    **{"expert_shared_feed_forward_length": 256, "expert_gating_func": 2, "expert_weights_scale": 1.0},
+    "expert_count": 8,
+    "expert_used_count": 2,
+    "expert_feed_forward_length": 256,
+    "expert_shared_count": 1,
+    "expert_shared_feed_forward_length": 256,
+    "expert_gating_func": 2,
+    "expert_weights_scale": 1.0,
 }
 SSM = {"ssm.conv_kernel": 4, "ssm.inner_size": 1024, "ssm.state_size": 64, "ssm.time_step_rank": 16, "ssm.group_count": 2}
 GDN = {"ssm.conv_kernel": 4, "ssm.inner_size": 512, "ssm.state_size": 128, "ssm.time_step_rank": 4, "ssm.group_count": 2}
 MLA = {
-    **{"attention.head_count_kv": 1, "attention.key_length": 192, "attention.value_length": 128, "attention.key_length_mla": 96},
-    **{"attention.value_length_mla": 64, "attention.kv_lora_rank": 128, "attention.q_lora_rank": 64, "rope.dimension_count": 64},
+    "attention.head_count_kv": 1,
+    "attention.key_length": 192,
+    "attention.value_length": 128,
+    "attention.key_length_mla": 96,
+    "attention.value_length_mla": 64,
+    "attention.kv_lora_rank": 128,
+    "attention.q_lora_rank": 64,
+    "rope.dimension_count": 64,
     "leading_dense_block_count": 1,
 }
 SWA = {"attention.sliding_window": 1024}
@@ -53,24 +64,51 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
     "qwen3moe": {**MOE, "attention.key_length": 128, "attention.value_length": 128},
     "qwen3next": {**MOE, **GDN, "full_attention_interval": 4, "block_count": 8, "attention.key_length": 128, "attention.value_length": 128},
     "qwen35": {**GDN, **ROPES, "full_attention_interval": 4, "block_count": 8, "attention.key_length": 128, "attention.value_length": 128},
-    "qwen35moe": {**MOE, **GDN, **ROPES, "attention.recurrent_layers": (True, False, True, True), "attention.key_length": 128,
-                  "attention.value_length": 128},
+    "qwen35moe": {
+        **MOE,
+        **GDN,
+        **ROPES,
+        "attention.recurrent_layers": (True, False, True, True),
+        "attention.key_length": 128,
+        "attention.value_length": 128,
+    },
     "gemma": {},
     "gemma2": {"block_count": 7},
     "gemma3": {**SWA, "block_count": 13, "attention.key_length": 128, "attention.value_length": 128},
     "gemma3n": {**SWA, "block_count": 24, "attention.key_length": 64, "attention.value_length": 64, "embedding_length_per_layer_input": 64},
-    "gemma4": {**SWA, "block_count": 12, "attention.key_length": 128, "attention.value_length": 128, "attention.key_length_swa": 64,
-               "attention.value_length_swa": 64, "attention.shared_kv_layers": 4, "embedding_length_per_layer_input": 64,
-               "attention.sliding_window_pattern": (True, True, True, True, True, False) * 2},
+    "gemma4": {
+        **SWA,
+        "block_count": 12,
+        "attention.key_length": 128,
+        "attention.value_length": 128,
+        "attention.key_length_swa": 64,
+        "attention.value_length_swa": 64,
+        "attention.shared_kv_layers": 4,
+        "embedding_length_per_layer_input": 64,
+        "attention.sliding_window_pattern": (True, True, True, True, True, False) * 2,
+    },
     "gpt-oss": {**MOE, "attention.sliding_window": 128, "attention.key_length": 64, "attention.value_length": 64},
     "deepseek2": {**MOE, **MLA},
     "deepseek32": {**MOE, **MLA, "attention.indexer.head_count": 4, "attention.indexer.key_length": 128, "attention.indexer.top_k": 2048},
     "mamba": {**SSM, "attention.head_count": 0, "attention.head_count_kv": None},
     "mamba2": {**SSM, "attention.head_count": 0, "attention.head_count_kv": None},
-    "rwkv6": {"attention.head_count": 0, "attention.head_count_kv": None, "wkv.head_size": 64, "time_mix_extra_dim": 32, "time_decay_extra_dim": 64,
-              "rescale_every_n_layers": 6},
-    "rwkv7": {"attention.head_count": 0, "attention.head_count_kv": None, "wkv.head_size": 64, "attention.decay_lora_rank": 64,
-              "attention.iclr_lora_rank": 64, "attention.value_residual_mix_lora_rank": 32, "attention.gate_lora_rank": 128},
+    "rwkv6": {
+        "attention.head_count": 0,
+        "attention.head_count_kv": None,
+        "wkv.head_size": 64,
+        "time_mix_extra_dim": 32,
+        "time_decay_extra_dim": 64,
+        "rescale_every_n_layers": 6,
+    },
+    "rwkv7": {
+        "attention.head_count": 0,
+        "attention.head_count_kv": None,
+        "wkv.head_size": 64,
+        "attention.decay_lora_rank": 64,
+        "attention.iclr_lora_rank": 64,
+        "attention.value_residual_mix_lora_rank": 32,
+        "attention.gate_lora_rank": 128,
+    },
     "lfm2": {**mixed(2, 0, 0, 2, 0), "shortconv.l_cache": 3, "attention.head_count": 8},
     "lfm2moe": {**MOE, **mixed(2, 0, 0, 2, 0), "shortconv.l_cache": 3, "leading_dense_block_count": 1},
     "falcon-h1": SSM,
@@ -78,8 +116,15 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
     "granitehybrid": {**SSM, **mixed(2, 0, 0, 2)},
     "jamba": {**SSM, **mixed(2, 0, 0, 0)},
     "nemotron_h": {**SSM, **mixed(2, 0, 0, 0, 0), "feed_forward_length": (0, 0, 1024, 0, 1024)},
-    "plamo2": {**SSM, **mixed(2, 0, 0, 2), "attention.head_count": (8, 0, 0, 8), "ssm.group_count": 0, "ssm.time_step_rank": 16,
-               "attention.key_length": 64, "attention.value_length": 64},
+    "plamo2": {
+        **SSM,
+        **mixed(2, 0, 0, 2),
+        "attention.head_count": (8, 0, 0, 8),
+        "ssm.group_count": 0,
+        "ssm.time_step_rank": 16,
+        "attention.key_length": 64,
+        "attention.value_length": 64,
+    },
     "kimi-linear": {**MOE, **MLA, **mixed(1, 0, 0, 1), "kda.head_dim": 64, "ssm.conv_kernel": 4},
     "phi2": {},
     "phi3": SWA,
@@ -97,8 +142,13 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
     "gpt2": {"attention.head_count_kv": 8},
     "falcon": {"attention.head_count_kv": 2},
     "grok": MOE,
-    "openelm": {"attention.head_count": (8, 8, 4, 4), "attention.head_count_kv": (2, 2, 1, 4), "attention.key_length": 64,
-                "attention.value_length": 64, "feed_forward_length": (512, 512, 768, 1024)},
+    "openelm": {
+        "attention.head_count": (8, 8, 4, 4),
+        "attention.head_count_kv": (2, 2, 1, 4),
+        "attention.key_length": 64,
+        "attention.value_length": 64,
+        "feed_forward_length": (512, 512, 768, 1024),
+    },
     "minicpm": {},
     "internlm2": {},
     "olmoe": MOE,
@@ -110,18 +160,38 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
 
 def plain() -> dict[str, Any]:
     return {
-        **{"block_count": 4, "context_length": CTX, "embedding_length": 512, "feed_forward_length": 1024, "vocab_size": VOCABULARY},
-        **{"attention.head_count": 8, "attention.head_count_kv": 2, "attention.layer_norm_rms_epsilon": 1e-5},
-        **{"attention.layer_norm_epsilon": 1e-5, "rope.freq_base": 10000.0, "logit_scale": 1.0, "residual_scale": 1.0},
-        **{"attention.max_alibi_bias": 8.0, "attention.clamp_kqv": 1.0, "use_parallel_residual": False, "embedding_scale": 1.0},
-        **{"attention.group_norm_epsilon": 1e-5, "attention.group_norm_groups": 8, "attention.scale": 1.0},
+        "block_count": 4,
+        "context_length": CTX,
+        "embedding_length": 512,
+        "feed_forward_length": 1024,
+        "vocab_size": VOCABULARY,
+        "attention.head_count": 8,
+        "attention.head_count_kv": 2,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "attention.layer_norm_epsilon": 1e-5,
+        "rope.freq_base": 10000.0,
+        "logit_scale": 1.0,
+        "residual_scale": 1.0,
+        "attention.max_alibi_bias": 8.0,
+        "attention.clamp_kqv": 1.0,
+        "use_parallel_residual": False,
+        "embedding_scale": 1.0,
+        "attention.group_norm_epsilon": 1e-5,
+        "attention.group_norm_groups": 8,
+        "attention.scale": 1.0,
     }
 
 
 def metadata(arch: str, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
     said = {**plain(), **SHAPES[arch], **(more or {})}
     pairs = {f"{arch}.{key}": value for key, value in said.items() if value is not None}
-    return {"general.architecture": arch, "general.name": arch, "tokenizer.ggml.model": "none", "tokenizer.ggml.token_type_count": 2, **pairs}
+    return {
+        "general.architecture": arch,
+        "general.name": arch,
+        "tokenizer.ggml.model": "none",
+        "tokenizer.ggml.token_type_count": 2,
+        **pairs,
+    }
 
 
 def make_arch(folder: Path, arch: str, *, tied: bool = False, more: Mapping[str, Any] | None = None) -> Path:
@@ -167,7 +237,7 @@ def kind_of(name: str, dims: tuple[int, ...]) -> int:
 
 def list_tensors(library: str, keys: str) -> list[tuple[str, list[int]]]:
     """The tensors llama.cpp creates for a model of these keys."""
-    from modeld.runtime.probe_worker import ModelParams  # noqa: PLC0415  only where this runs as a program
+    from modeld.runtime.probe_worker import ModelParams
 
     so = ctypes.CDLL(library)
     found: list[tuple[str, list[int]]] = []

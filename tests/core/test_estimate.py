@@ -5,21 +5,22 @@ from dataclasses import replace
 
 import pytest
 
-from modeld.core.estimate import MIB, cells, embedding_bytes, kv_bytes, need
-from modeld.core.model import FlashAttention, KvShape, KvType, LaunchOptions, ModelId, ModelKind, ModelSpec
+from modeld.core.estimate import MIB, embedding_bytes, need
+from modeld.core.memory import cells, context_bytes
+from modeld.core.model import AttentionLayers, FlashAttention, KvType, LaunchOptions, MemoryShape, ModelId, ModelKind, ModelSpec
 
 SMOLLM2 = ModelSpec(
     id=ModelId("starter.gguf"),
     path="/starter.gguf",
     size_bytes=98_362_432,
     options=LaunchOptions(ctx=8192, parallel=4, kv_unified=True),
-    kv_shape=KvShape(heads_kv=(3,) * 30, key_length=64, value_length=64),
+    memory=MemoryShape(attention=(AttentionLayers(30, 192, 192),), value_elements_max=192),
 )
 
 
 def test_the_kv_cache_of_a_real_model_to_the_byte():
     """SmolLM2-135M at 8192 cells, f16: llama.cpp prints "KV buffer size = 180.00 MiB"."""
-    assert kv_bytes(SMOLLM2) == 180 * MIB
+    assert context_bytes(SMOLLM2.memory, SMOLLM2.options) == 180 * MIB
 
 
 @pytest.mark.parametrize(
@@ -42,18 +43,19 @@ def test_cells_are_padded_as_llama_cpp_pads_them(ctx: int, parallel: int, unifie
 )
 def test_quantised_rows_take_their_blocks(kv_type: KvType, share: float):
     quantised = replace(SMOLLM2, options=replace(SMOLLM2.options, kv_type=kv_type))
-    assert kv_bytes(quantised) == int(180 * MIB * share)
+    assert context_bytes(quantised.memory, quantised.options) == int(180 * MIB * share)
 
 
 def test_layers_may_differ_and_layers_without_attention_cost_nothing():
-    mixed = replace(SMOLLM2, kv_shape=KvShape(heads_kv=(3, 0, 1), key_length=64, value_length=64))
-    assert kv_bytes(mixed) == 8192 * (3 + 1) * 2 * 64 * 2
+    layers = (AttentionLayers(1, 192, 192), AttentionLayers(1, 64, 64))
+    mixed = MemoryShape(attention=layers, value_elements_max=192)
+    assert context_bytes(mixed, SMOLLM2.options) == 8192 * (3 + 1) * 2 * 64 * 2
 
 
 def test_the_sum_has_its_parts_and_its_source():
     cost = need(SMOLLM2)
     assert cost.source == "formula"
-    assert [part.name for part in cost.parts] == ["weights", "kv cache", "compute and process"]
+    assert [part.name for part in cost.parts] == ["weights", "context", "compute and process"]
     assert cost.total_mb == -(-sum(part.bytes for part in cost.parts) // MIB)
     assert cost.total_mb == 343  # 93.8 + 180 + 64 + 4.7
 

@@ -67,6 +67,7 @@ _SCALARS: Final[Mapping[int, Struct]] = {
 _STRING: Final = 8
 _ARRAY: Final = 9
 
+
 class GgufFault(StrEnum):
     """What is wrong with a file."""
 

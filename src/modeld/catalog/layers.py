@@ -148,6 +148,7 @@ def memory_shape(header: Header) -> MemoryShape:
         value_elements_max=0 if _latent(layers) else longest,
         no_flash=family in NO_FLASH,
         certain=family in CERTAIN and header.extents_known,
+        layers=layers.trunk,
     )
 
 

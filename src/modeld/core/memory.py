@@ -61,7 +61,8 @@ def attention_bytes(layers: AttentionLayers, shape: MemoryShape, options: Launch
 def state_bytes(layers: RecurrentLayers, options: LaunchOptions) -> int:
     """Bytes of the states of these layers, one for each slot, whatever the context."""
     conv, state = (
-        _pad(STATE_ELEMENT_BYTES * elements * options.parallel, TENSOR_PADDING) for elements in (layers.conv_elements, layers.state_elements)
+        _pad(STATE_ELEMENT_BYTES * elements * options.parallel, TENSOR_PADDING)
+        for elements in (layers.conv_elements, layers.state_elements)
     )
     return layers.count * (conv + state)
 
