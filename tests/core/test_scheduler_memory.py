@@ -123,6 +123,18 @@ def test_only_the_device_that_is_short_is_relieved() -> None:
     play.at(1, took(1 if beside == "a" else 2, beside, 90)).gives(f"remember header of {beside}", "stop 3/c evicted, memory is short")
 
 
+def test_a_device_that_cannot_be_relieved_costs_nobody_on_another_one() -> None:
+    """On CUDA0 nobody could go. On CUDA1 the deficit is covered by one of two."""
+    models = [replace(spec("a", 160, header_hash="header of a"), split=True), *idle("b", "c", mb=12)]
+    play = Play(models, budget_mb={GPU0: 50, GPU1: 150}, one_pool=False)
+    loaded(play, "a").at(0, arrive("r1", "a"))
+    assert set(play.instance("a").devices_mb) == {GPU0, GPU1}
+    loaded(play, "b", "c")
+    assert [set(play.instance(name).devices_mb) for name in "bc"] == [{GPU1}, {GPU1}]
+    play.at(1, FootprintMeasured(i(1, "a"), Footprint({"CUDA0": 60 * MIB, "CUDA1": 130 * MIB}), When.READY))
+    play.gives("remember header of a", "stop 2/b evicted, memory is short")
+
+
 def test_a_lower_budget_ends_idle_ones_until_it_is_kept() -> None:
     play = loaded(Play(idle("a", "b", "c"), budget=150), "a", "b", "c")
     play.at(1, arrive("r1", "a")).at(2, SettingsReplaced(replace(play.limits, budget_mb={LOCAL: 110})))
@@ -200,7 +212,15 @@ def test_what_it_asked_for_says_more_than_a_guess() -> None:
     play = Play([sized("a", 40)], budget=500).at(0, arrive("r1", "a"))
     play.at(1, FootprintMeasured(i(1, "a"), Footprint({}, 90 * MIB, complete=False), When.READY)).gives()
     play.at(2, *oom(1, "a", asked=160)).gives("remember header of a", "start 2/a")
-    assert play.instance("a").devices_mb == {LOCAL: 250}
+    assert play.instance("a").devices_mb == {LOCAL: 313}  # and a quarter
+
+
+def test_what_it_held_already_is_less_than_it_takes() -> None:
+    """It had taken more than was kept for it when it ran out: the second try gets more than that."""
+    play = Play([sized("a", 40)], budget=500).at(0, arrive("r1", "a"))
+    play.at(1, FootprintMeasured(i(1, "a"), Footprint({}, 140 * MIB, complete=False), When.READY)).gives()
+    play.at(2, *oom(1, "a")).gives("remember header of a", "start 2/a")
+    assert play.instance("a").devices_mb == {LOCAL: 175}
 
 
 def test_room_for_it_is_made_from_idle_others_the_deficit_only() -> None:

@@ -406,13 +406,13 @@ class Bookings:
 
     def _least_bytes(self, instance: Instance, cost: Need, error: OutOfMemory) -> int:
         """What it takes at least. The guess is no more than all that it could ever have: a guess alone must not refuse it for good."""
-        guess = int(cost.total_bytes * MORE_AFTER_FAILURE)
+        least = error.asked_bytes + (instance.measured.total_bytes if instance.measured is not None else 0)
+        guess = int(max(cost.total_bytes, least) * MORE_AFTER_FAILURE)  # the allocation that failed was hardly the last one
         limits = [limit for device, limit in self.book.capacity(instance.model).items() if device != HOST]
         if (most := [limit for limit in limits if limit is not None]) and len(most) == len(limits):
             on_host = max(0, cost.total_bytes - cost.total_mb * MIB)
             guess = min(guess, (sum(most) if instance.spec.split else max(most)) * MIB + on_host)
-        had = instance.measured.total_bytes if instance.measured is not None else 0
-        return max(guess, error.asked_bytes + had if error.asked_bytes else 0)
+        return max(guess, least)
 
     def learn(self, instance: Instance, key: str, learned: Learned) -> None:
         """Known from now on, and kept across restarts."""
