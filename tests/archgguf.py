@@ -24,15 +24,16 @@ CTX = 32768
 F32, F16, Q8_0, Q4_K = 0, 1, 8, 12
 BLOCK = {F32: (1, 4), F16: (1, 2), Q8_0: (32, 34), Q4_K: (256, 144)}
 
+# fmt: off
 MOE = {
-    **{"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 256, "expert_shared_count": 1},
-    **{"expert_shared_feed_forward_length": 256, "expert_gating_func": 2, "expert_weights_scale": 1.0},
+    "expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 256, "expert_shared_count": 1,
+    "expert_shared_feed_forward_length": 256, "expert_gating_func": 2, "expert_weights_scale": 1.0,
 }
 SSM = {"ssm.conv_kernel": 4, "ssm.inner_size": 1024, "ssm.state_size": 64, "ssm.time_step_rank": 16, "ssm.group_count": 2}
 GDN = {"ssm.conv_kernel": 4, "ssm.inner_size": 512, "ssm.state_size": 128, "ssm.time_step_rank": 4, "ssm.group_count": 2}
 MLA = {
-    **{"attention.head_count_kv": 1, "attention.key_length": 192, "attention.value_length": 128, "attention.key_length_mla": 96},
-    **{"attention.value_length_mla": 64, "attention.kv_lora_rank": 128, "attention.q_lora_rank": 64, "rope.dimension_count": 64},
+    "attention.head_count_kv": 1, "attention.key_length": 192, "attention.value_length": 128, "attention.key_length_mla": 96,
+    "attention.value_length_mla": 64, "attention.kv_lora_rank": 128, "attention.q_lora_rank": 64, "rope.dimension_count": 64,
     "leading_dense_block_count": 1,
 }
 SWA = {"attention.sliding_window": 1024}
@@ -61,14 +62,14 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
     "gemma3n": {**SWA, "block_count": 24, "attention.key_length": 64, "attention.value_length": 64, "embedding_length_per_layer_input": 64},
     "gemma4": {**SWA, "block_count": 12, "attention.key_length": 128, "attention.value_length": 128, "attention.key_length_swa": 64,
                "attention.value_length_swa": 64, "attention.shared_kv_layers": 4, "embedding_length_per_layer_input": 64,
-               "attention.sliding_window_pattern": (True, True, True, True, True, False) * 2},
+               "attention.sliding_window_pattern": (True, True, True, False) * 3},
     "gpt-oss": {**MOE, "attention.sliding_window": 128, "attention.key_length": 64, "attention.value_length": 64},
     "deepseek2": {**MOE, **MLA},
     "deepseek32": {**MOE, **MLA, "attention.indexer.head_count": 4, "attention.indexer.key_length": 128, "attention.indexer.top_k": 2048},
     "mamba": {**SSM, "attention.head_count": 0, "attention.head_count_kv": None},
     "mamba2": {**SSM, "attention.head_count": 0, "attention.head_count_kv": None},
-    "rwkv6": {"attention.head_count": 0, "attention.head_count_kv": None, "wkv.head_size": 64, "time_mix_extra_dim": 32, "time_decay_extra_dim": 64,
-              "rescale_every_n_layers": 6},
+    "rwkv6": {"attention.head_count": 0, "attention.head_count_kv": None, "wkv.head_size": 64, "time_mix_extra_dim": 32,
+              "time_decay_extra_dim": 64, "rescale_every_n_layers": 6},
     "rwkv7": {"attention.head_count": 0, "attention.head_count_kv": None, "wkv.head_size": 64, "attention.decay_lora_rank": 64,
               "attention.iclr_lora_rank": 64, "attention.value_residual_mix_lora_rank": 32, "attention.gate_lora_rank": 128},
     "lfm2": {**mixed(2, 0, 0, 2, 0), "shortconv.l_cache": 3, "attention.head_count": 8},
@@ -101,27 +102,46 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
                 "attention.value_length": 64, "feed_forward_length": (512, 512, 768, 1024)},
     "minicpm": {},
     "internlm2": {},
-    "olmoe": MOE,
+    "olmoe": {**MOE, "attention.head_count_kv": 8},
     "bert": {"attention.causal": False},
     "nomic-bert": {"attention.causal": False},
 }
 """Family -> what differs from `plain`. `None` leaves a key out."""
+# fmt: on
 
 
+# fmt: off
 def plain() -> dict[str, Any]:
     return {
-        **{"block_count": 4, "context_length": CTX, "embedding_length": 512, "feed_forward_length": 1024, "vocab_size": VOCABULARY},
-        **{"attention.head_count": 8, "attention.head_count_kv": 2, "attention.layer_norm_rms_epsilon": 1e-5},
-        **{"attention.layer_norm_epsilon": 1e-5, "rope.freq_base": 10000.0, "logit_scale": 1.0, "residual_scale": 1.0},
-        **{"attention.max_alibi_bias": 8.0, "attention.clamp_kqv": 1.0, "use_parallel_residual": False, "embedding_scale": 1.0},
-        **{"attention.group_norm_epsilon": 1e-5, "attention.group_norm_groups": 8, "attention.scale": 1.0},
+        "block_count": 4,
+        "context_length": CTX,
+        "embedding_length": 512,
+        "feed_forward_length": 1024,
+        "vocab_size": VOCABULARY,
+        "attention.head_count": 8,
+        "attention.head_count_kv": 2,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "attention.layer_norm_epsilon": 1e-5,
+        "rope.freq_base": 10000.0,
+        "logit_scale": 1.0,
+        "residual_scale": 1.0,
+        "attention.max_alibi_bias": 8.0,
+        "attention.clamp_kqv": 1.0,
+        "use_parallel_residual": False,
+        "embedding_scale": 1.0,
+        "attention.group_norm_epsilon": 1e-5,
+        "attention.group_norm_groups": 8,
+        "attention.scale": 1.0,
     }
+
+# fmt: on
 
 
 def metadata(arch: str, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
     said = {**plain(), **SHAPES[arch], **(more or {})}
     pairs = {f"{arch}.{key}": value for key, value in said.items() if value is not None}
-    return {"general.architecture": arch, "general.name": arch, "tokenizer.ggml.model": "none", "tokenizer.ggml.token_type_count": 2, **pairs}
+    tokenizer = {"tokenizer.ggml.model": "none", "tokenizer.ggml.token_type_count": 2}
+    return {"general.architecture": arch, "general.name": arch, **tokenizer, **pairs}
 
 
 def make_arch(folder: Path, arch: str, *, tied: bool = False, more: Mapping[str, Any] | None = None) -> Path:
@@ -137,9 +157,10 @@ def make_arch(folder: Path, arch: str, *, tied: bool = False, more: Mapping[str,
     bare.unlink()
     if ran.returncode:
         raise RuntimeError(f"{arch}: exit {ran.returncode}: {ran.stderr.strip()[-400:]}")
-    listed = [(name, tuple(dims)) for name, dims in json.loads(ran.stdout) if not (tied and name == "output.weight")]
+    # A tensor that several layers share is asked for by each of them, and is in the file once.
+    listed = {name: tuple(dims) for name, dims in json.loads(ran.stdout) if not left_out(name, tied=tied)}
     tensors, end = [], 0
-    for name, dims in listed:
+    for name, dims in listed.items():
         kind = kind_of(name, dims)
         tensors.append(Tensor(name, dims, kind, end))
         elements, size = BLOCK[kind]
@@ -155,6 +176,11 @@ def make_arch(folder: Path, arch: str, *, tied: bool = False, more: Mapping[str,
     return path
 
 
+def left_out(name: str, *, tied: bool) -> bool:
+    """Tensors that llama.cpp takes where they are: the factors beside FP4 weights, a head of its own."""
+    return name.endswith((".scale", ".input_scale")) or (tied and name == "output.weight")
+
+
 def kind_of(name: str, dims: tuple[int, ...]) -> int:
     """Matrices are quantised as a quantiser would; vectors and what the graph wants as numbers stay F32."""
     plain_ones = ("conv", "ssm_", "norm", "time_mix", "exp_probs", "altup", "gate_inp", "rel_b", "position")
@@ -167,7 +193,7 @@ def kind_of(name: str, dims: tuple[int, ...]) -> int:
 
 def list_tensors(library: str, keys: str) -> list[tuple[str, list[int]]]:
     """The tensors llama.cpp creates for a model of these keys."""
-    from modeld.runtime.probe_worker import ModelParams  # noqa: PLC0415  only where this runs as a program
+    from modeld.runtime.probe_worker import ModelParams
 
     so = ctypes.CDLL(library)
     found: list[tuple[str, list[int]]] = []

@@ -21,7 +21,7 @@ from modeld.catalog.models import ModelTable
 from modeld.config.settings import TABLE
 from modeld.core.estimate import need
 from modeld.core.lifecycle import Signal, State, as_markdown
-from modeld.core.model import KvShape, KvType, LaunchOptions, ModelId, ModelSpec
+from modeld.core.model import AttentionLayers, KvType, LaunchOptions, MemoryShape, ModelId, ModelSpec
 from modeld.runtime.child import _ALLOWED, LOG_LINES_MAX
 from modeld.runtime.feed import Feed
 from modeld.runtime.supervisor import EXITS_MAX
@@ -147,7 +147,7 @@ def test_the_memory_example_is_what_the_code_counts() -> None:
         ModelId("a.gguf"),
         path="a.gguf",
         size_bytes=98_362_432,
-        kv_shape=KvShape((3,) * 30, 64, 64),
+        memory=MemoryShape(attention=(AttentionLayers(30, 192, 192),)),
         options=LaunchOptions(ctx=launch.CTX_AUTO_MAX),
     )
     whole = need(starter).total_mb

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-only
 """What a model will cost, in MiB, with the parts of the sum; rule: a figure without its source is not given out.
 
-Declared figures win. Otherwise: weights and context to the byte from the header (`memory`; the file's size where the header says nothing),
-the file size of an attached projector, and (64 MiB + 5 % of the file) for compute buffers and the process; for a model that embeds or reranks also what `embedding_bytes` says.
+Declared figures win. Otherwise: weights and context to the byte from the header (`memory`; the file's size where the header says
+nothing), the file size of an attached projector, and (64 MiB + 5 % of the file) for compute buffers and the process; for a model that
+embeds or reranks also what `embedding_bytes` says.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ EMBEDDING_WIDTH: Final = 18
 """Numbers per token in an encoder's widest step, in embedding lengths: BERT has 9, a gated feed-forward of 4 lengths 17."""
 HEAD_ELEMENTS: Final = 64
 """Elements per attention head of the encoder families."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -69,4 +71,3 @@ def embedding_bytes(spec: ModelSpec) -> int:
     width = EMBEDDING_WIDTH * spec.embedding_length + (2 * spec.vocabulary if spec.logits else 0)
     heads = spec.embedding_length // HEAD_ELEMENTS if spec.options.flash_attn is FlashAttention.OFF else 0
     return 4 * tokens * width + (2 + 4 * heads) * tokens * tokens
-

@@ -136,6 +136,8 @@ class MemoryShape:
     value_elements_max   longest value row of any layer: without flash attention llama.cpp gives every layer that much
     no_flash             the family is always run without flash attention
     certain              the family is one whose figures were compared with llama.cpp's own, byte for byte
+    layers               how many blocks the model has; `heads_kv` the most key/value heads of any of them, `key_length` and
+                         `value_length` elements per head: to describe it. 0 = not known
     """
 
     weights_bytes: int = 0
@@ -145,17 +147,8 @@ class MemoryShape:
     value_elements_max: int = 0
     no_flash: bool = False
     certain: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class KvShape:
-    """What the header says about the attention of a model, to describe it; what it costs is in MemoryShape.
-
-    heads_kv    key/value heads of each layer, length = number of layers (0 = the layer has no attention cache)
-    key_length, value_length   elements per head
-    """
-
-    heads_kv: tuple[int, ...] = ()
+    layers: int = 0
+    heads_kv: int = 0
     key_length: int = 0
     value_length: int = 0
 
@@ -167,6 +160,8 @@ class ModelSpec:
     path           first (or only) file; `parts` all files in order, `path` included
     size_bytes     sum of all parts
     fingerprint    changes when a file is replaced (sizes, mtimes, inodes): the model's generation
+    memory         what its header says about the memory it takes
+    header_hash    the same for files that take the same memory, wherever they lie: the key of what was learned; "" = not known
     unavailable    why it cannot be served, or None; safe to show (no path)
     vram_mb        the operator's own figure, or None
     ttl_seconds    unload after so long idle, or None = never
@@ -192,8 +187,8 @@ class ModelSpec:
     family: str = ""
     quant: str = ""
     ctx_train: int = 0
-    kv_shape: KvShape = KvShape()
     memory: MemoryShape = MemoryShape()
+    header_hash: str = ""
     mmproj: str | None = None
     mmproj_bytes: int = 0
     aliases: tuple[str, ...] = ()

@@ -49,7 +49,11 @@ class ContextWanted(TypedDict):
 
 
 class Question(TypedDict):
-    """The line on standard input. `ngl` -1 = all layers on the device. `repack`: weights may be copied into a layout of the CPU's own; `seconds` of CPU time, at most."""
+    """The line on standard input. `ngl` -1 = all layers on the device.
+
+    repack    weights may be copied into a layout of the CPU's own
+    seconds   of CPU time, at most
+    """
 
     library: str
     model: str
@@ -137,10 +141,28 @@ class ContextParams(Structure):
 
 MODEL_DEFAULTS: dict[str, Any] = {"n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "lazy_mode": 1, "use_extra_bufts": True}
 CONTEXT_DEFAULTS: dict[str, Any] = {
-    **{"n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_outputs_max_per_seq": 1, "n_threads": 4, "n_threads_batch": 4},
-    **{"rope_scaling_type": -1, "pooling_type": -1, "attention_type": -1, "flash_attn_type": -1, "yarn_ext_factor": -1.0},
-    **{"yarn_attn_factor": -1.0, "yarn_beta_fast": -1.0, "yarn_beta_slow": -1.0, "defrag_thold": -1.0, "type_k": 1, "type_v": 1},
-    **{"offload_kqv": True, "no_perf": True, "op_offload": True, "swa_full": True},
+    "n_ctx": 512,
+    "n_batch": 2048,
+    "n_ubatch": 512,
+    "n_seq_max": 1,
+    "n_outputs_max_per_seq": 1,
+    "n_threads": 4,
+    "n_threads_batch": 4,
+    "rope_scaling_type": -1,
+    "pooling_type": -1,
+    "attention_type": -1,
+    "flash_attn_type": -1,
+    "yarn_ext_factor": -1.0,
+    "yarn_attn_factor": -1.0,
+    "yarn_beta_fast": -1.0,
+    "yarn_beta_slow": -1.0,
+    "defrag_thold": -1.0,
+    "type_k": 1,
+    "type_v": 1,
+    "offload_kqv": True,
+    "no_perf": True,
+    "op_offload": True,
+    "swa_full": True,
 }
 """What llama.cpp fills in where it is not zero."""
 
@@ -162,7 +184,14 @@ _Node._fields_ = [
 class _Map(Structure):
     """libstdc++'s `std::map`: comparator, header node (color, root, first, last), count."""
 
-    _fields_ = [("compare", c_void_p), ("color", c_int), ("root", POINTER(_Node)), ("first", c_void_p), ("last", c_void_p), ("count", c_size_t)]
+    _fields_ = [
+        ("compare", c_void_p),
+        ("color", c_int),
+        ("root", POINTER(_Node)),
+        ("first", c_void_p),
+        ("last", c_void_p),
+        ("count", c_size_t),
+    ]
 
 
 _LogCallback = ctypes.CFUNCTYPE(None, c_int, c_char_p, c_void_p)
@@ -194,7 +223,7 @@ class Library:
     @staticmethod
     def _check(found: Structure, expected: dict[str, Any]) -> None:
         wanted = type(found)(**expected)  # zero elsewhere; field by field, because what lies between fields is anything
-        if any(getattr(found, name) != getattr(wanted, name) for name, _ in type(found)._fields_):
+        if any(getattr(found, name) != getattr(wanted, name) for name, *_ in type(found)._fields_):
             raise ValueError(f"{type(found).__name__} has another layout in this build of llama.cpp")
 
     def load(self, path: str, ngl: int, *, repack: bool) -> int | None:
