@@ -198,8 +198,14 @@ class LoadStalled(InstanceFault):
 
 
 class OutOfMemory(InstanceFault):
+    """`asked_bytes` is the allocation that failed, 0 = unknown."""
+
     http_status = 507
     kind = "out_of_memory"
+
+    def __init__(self, message: str, *, retry_after_seconds: int | None = None, detail: str = "", asked_bytes: int = 0) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds, detail=detail)
+        self.asked_bytes = asked_bytes
 
 
 class Died(InstanceFault):

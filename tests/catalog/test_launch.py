@@ -47,7 +47,9 @@ def test_what_was_set_is_kept():
         extra_args=("--mlock",),
     )
     got = resolve_options(said, 2048, 8)
-    assert {name: getattr(got, name) for name in LaunchOptions.__slots__} == {name: getattr(said, name) for name in LaunchOptions.__slots__}
+    assert {name: getattr(got, name) for name in PartialOptions.__slots__} == {
+        name: getattr(said, name) for name in PartialOptions.__slots__
+    }
 
 
 @pytest.mark.parametrize(

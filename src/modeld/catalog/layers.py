@@ -148,7 +148,7 @@ def memory_shape(header: Header) -> MemoryShape:
         value_elements_max=0 if _latent(layers) else longest,
         no_flash=family in NO_FLASH,
         certain=family in CERTAIN and header.extents_known,
-        layers=layers.all,
+        layers=layers.trunk,
         heads_kv=max(layers.heads_kv, default=0) if family not in NO_CACHE else 0,
         key_length=_per_head(layers, "key_length"),
         value_length=_per_head(layers, "value_length"),

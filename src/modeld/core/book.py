@@ -11,125 +11,23 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import Final
 
 from modeld.core.breaker import Breaker
 from modeld.core.changes import Changes, WishDropped
 from modeld.core.estimate import Need, need
 from modeld.core.fairness import Rest, protected_until
+from modeld.core.fitting import fitted
+from modeld.core.footprint import Known
+from modeld.core.foreign import Foreign
+from modeld.core.instance import EVICTED, Instance, LeaseBook
 from modeld.core.ledger import Ledger
-from modeld.core.lifecycle import Signal, State, advance
+from modeld.core.lifecycle import State
 from modeld.core.model import HOST, LOCAL, DeviceId, InstanceId, Limits, ModelId, ModelSpec, Request, RequestId
 from modeld.core.pace import Pace
 from modeld.core.placement import Vector, places
 from modeld.core.queues import Lines, Waiting
 from modeld.errors import InvariantError, ModeldError
-
-EVICTED: Final = "evicted"
-STORY_MAX: Final = 24
-SUSPECT_SECONDS: Final = 0.25
-"""After a request failed on an instance nothing new is granted there for so long: if its child has died, the report is on its way."""
-
-
-@dataclass(slots=True, eq=False)
-class Instance:
-    """A running model, from StartInstance to MemoryFreed, with the spec it was started with. Times in monotonic seconds.
-
-    need_mb       MiB per device, as booked
-    quiet_since   the last movement seen on it; while nothing was asked of it no time passes
-    silent_seconds  how long nothing had moved when the last of its requests left
-    closed_for    the due model for which it takes nothing new, or ""
-    turn_until    the end of its turn at the latest, -inf = it has none (any more)
-    watch_at      the alarm that is set to look whether it is stuck, +inf = none
-    kept_until    its ttl ends no earlier: a request asked for that
-    told_progress the share of the load that was told of last
-    """
-
-    id: InstanceId
-    spec: ModelSpec
-    need_mb: Vector
-    started: float
-    last_used: float
-    state: State = State.LOADING
-    leases: dict[RequestId, None] = field(default_factory=dict)
-    pid: int | None = None
-    progress: float = 0.0
-    ready_at: float = math.inf
-    stopping_since: float = math.inf
-    drain_why: str = ""
-    drain_deadline: float = math.inf
-    closed_for: ModelId | str = ""
-    suspect_until: float = -math.inf
-    quiet_since: float = -math.inf
-    silent_seconds: float = 0.0
-    turn_until: float = -math.inf
-    watch_at: float = math.inf
-    kept_until: float = -math.inf
-    told_progress: float = 0.0
-    story: list[str] = field(default_factory=list)
-
-    @property
-    def model(self) -> ModelId:
-        return self.spec.id
-
-    @property
-    def external(self) -> bool:
-        return self.spec.external
-
-    @property
-    def free_slots(self) -> int:
-        return self.spec.options.parallel - len(self.leases)
-
-    @property
-    def idle_until(self) -> float:
-        return math.inf if self.spec.ttl_seconds is None else max(self.last_used + self.spec.ttl_seconds, self.kept_until)
-
-    @property
-    def is_closed(self) -> bool:
-        """Draining for a swap: it can be opened again."""
-        return self.state is State.DRAINING and self.drain_why == EVICTED
-
-    @property
-    def device_mb(self) -> int:
-        """Without host memory."""
-        return sum(amount for device, amount in self.need_mb.items() if device != HOST)
-
-    def same_launch(self, spec: ModelSpec) -> bool:
-        """Would `spec` start the very same thing?"""
-        mine, other = self.spec, spec
-        same_files = (mine.fingerprint, mine.mmproj) == (other.fingerprint, other.mmproj)
-        return same_files and (mine.options, mine.kind, mine.pooling) == (other.options, other.kind, other.pooling)
-
-    def advance(self, signal: Signal) -> None:
-        self.state = advance(self.state, signal, story=f"{self.id}: " + " ".join(self.story))
-        self.story.append(f"{signal}→{self.state}")
-        del self.story[:-STORY_MAX]
-
-
-@dataclass(slots=True, eq=False)
-class LeaseBook:
-    """A granted request with what is needed to put it back in line.
-
-    deadline      the end of infer_timeout, or +inf
-    left_seconds  of max_wait, when it was granted
-    revoked       the error it was told to end with; `keeps_place` says whether it may stand in line again all the same
-    began         its first byte has come, as far as anybody asked
-    """
-
-    waiting: Waiting
-    instance: InstanceId
-    granted: float
-    deadline: float
-    left_seconds: float
-    revoked: ModeldError | None = None
-    keeps_place: bool = True
-    began: bool = False
-
-    @property
-    def request(self) -> Request:
-        return self.waiting.request
 
 
 class Alarm:
@@ -164,6 +62,16 @@ class Book:
         self.pins: dict[ModelId, bool] = {}
         """The operator's word at run time, pinned or not, before what the settings say. Kept for models that are away: they may return."""
         self.changes = Changes()
+        self.known = Known()
+        self.foreign = Foreign()
+        self.totals_mb: dict[DeviceId, int] = {}
+        """What the devices have, as far as they were seen."""
+        self.probing: dict[ModelId, str] = {}
+        """Dry passes on their way, with the probe key asked about."""
+        self.unprobed: dict[str, str] = {}
+        """Probe keys that could not be asked about, and why: the formula stands for them."""
+        self.second_try: dict[ModelId, str] = {}
+        """Models that ran out of memory while they loaded and are to be tried once more: the file (fingerprint) that did."""
         self.waits: dict[ModelId, str] = {}
         """Why demands wait, by the words of placement.py, as far as the last plan looked at them."""
         self.shutting_down = False
@@ -175,12 +83,15 @@ class Book:
         self.preemptions_total = 0
         self.requeued_total = 0
         self.stuck_total = 0
+        self.out_of_memory_total = 0
+        self.grown_total = 0
         self.last_error: str | None = None
         self._started = 0
         self._listed: dict[ModelId, tuple[float, float, ModelId]] = {}
         self._alarms: list[tuple[float, int, int, str]] = []
         self._rung = 0
         self._needs: dict[ModelId, Need] = {}
+        self._fitted: dict[ModelId, ModelSpec] = {}
         self._places: dict[ModelId, tuple[Vector, ...]] = {}
         self._least_mb: int | None = None
 
@@ -328,10 +239,35 @@ class Book:
             return None
         return budget if device == HOST else budget - self.limits.margin_mb
 
+    def room_mb(self, device: DeviceId) -> int | None:
+        """What of it we may have now: `limit_mb`, or less while other programs hold some of it."""
+        limit, total = self.limit_mb(device), self.totals_mb.get(device)
+        if limit is None or total is None:
+            return limit
+        return min(limit, total - self.foreign.settled_mb(device) - (0 if device == HOST else self.limits.margin_mb))
+
+    def spec(self, model: ModelId) -> ModelSpec:
+        """What `model` would be started with now: the catalogue's word, fitted to what the devices could have."""
+        found = self._fitted.get(model)
+        if found is None:
+            spec = self.models[model]
+            found = fitted(spec, self._could_fit) if spec.options.ctx_max or spec.degrade else spec
+            self._fitted[model] = found
+        return found
+
+    def _could_fit(self, spec: ModelSpec) -> bool:
+        """Whether there is room when nothing else is loaded. Pinned models do not count: who is pinned may change every moment."""
+        cost = self.cost(spec)
+        return bool(places(cost.total_mb, cost.host_mb, {device: self.limit_mb(device) for device in self.devices}, split=spec.split))
+
+    def cost(self, spec: ModelSpec) -> Need:
+        """What such a launch would take, by all that is known."""
+        return need(spec, self.known, one_pool=self.limits.one_pool)
+
     def need(self, model: ModelId) -> Need:
         found = self._needs.get(model)
         if found is None:
-            found = self._needs[model] = need(self.models[model])
+            found = self._needs[model] = self.cost(self.spec(model))
         return found
 
     def places(self, model: ModelId) -> tuple[Vector, ...]:
@@ -340,7 +276,7 @@ class Book:
         if found is None:
             spec, cost = self.models[model], self.need(model)
             capacity = self.capacity(model)
-            found = ({},) if spec.external else places(cost.total_mb, spec.host_mb, capacity, split=spec.split)
+            found = ({},) if spec.external else places(cost.total_mb, cost.host_mb, capacity, split=spec.split)
             self._places[model] = found
         return found
 
@@ -387,11 +323,12 @@ class Book:
         self._places.clear()
         if needs:
             self._needs.clear()
+            self._fitted.clear()
             self._least_mb = None
 
     def free_mb(self) -> dict[DeviceId, int]:
-        """Budget less margin less all that is held, of each limited device; may be negative."""
-        return {device: limit - self.ledger.used_mb(device) for device in self.devices if (limit := self.limit_mb(device)) is not None}
+        """What we may have less all that is held, of each limited device; may be negative."""
+        return {device: limit - self.ledger.used_mb(device) for device in self.devices if (limit := self.room_mb(device)) is not None}
 
     def coming_mb(self) -> dict[DeviceId, int]:
         """What returns without a further decision: children that end, and drains somebody ordered."""

@@ -9,16 +9,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Mapping
+from dataclasses import replace
+from typing import Final
 
-from modeld.core.book import EVICTED, SUSPECT_SECONDS, Alarm, Book, Instance, LeaseBook
+from modeld.core.book import Alarm, Book
 from modeld.core.changes import InstanceMoved
 from modeld.core.fairness import Running, stuck_at
+from modeld.core.footprint import MIB, Learned, Source, probe_key
+from modeld.core.instance import EVICTED, SUSPECT_SECONDS, Instance, LeaseBook
 from modeld.core.lifecycle import Signal, State
-from modeld.core.messages import CheckLaunch, Command, Grant, Refuse, RevokeLease, StartInstance, StopInstance
+from modeld.core.messages import (
+    CheckLaunch,
+    Command,
+    Grant,
+    ProbeFootprint,
+    Refuse,
+    Remember,
+    RevokeLease,
+    StartInstance,
+    StopInstance,
+)
 from modeld.core.model import InstanceId, ModelId, Request, RequestId
 from modeld.core.placement import Vector
 from modeld.core.queues import Waiting
-from modeld.errors import Died, ModeldError, Unloaded
+from modeld.errors import Died, ModeldError, OutOfMemory, Unloaded
+
+MORE_AFTER_FAILURE: Final = 1.25
+"""A launch that ran out of memory gets at least so many times what it had, when it is tried again."""
 
 
 class Bookings:
@@ -209,17 +226,28 @@ class Bookings:
     def check(self, model: ModelId) -> None:
         """Ask whether the launch could work, once for each version of the model."""
         book = self.book
-        spec = book.models.get(model)
-        if spec is None or book.checking.get(model) == spec.fingerprint or book.checked.get(model) == spec.fingerprint:
+        if model not in book.models:
+            return
+        spec = book.spec(model)
+        self.probe(model)
+        if book.checking.get(model) == spec.fingerprint or book.checked.get(model) == spec.fingerprint:
             return
         book.checking[model] = spec.fingerprint
         self.out.append(CheckLaunch(spec))
 
+    def probe(self, model: ModelId) -> None:
+        """Ask llama.cpp what the launch would take, where only the formula is known. Nobody but this model waits for the answer."""
+        book, spec = self.book, self.book.spec(model)
+        key = probe_key(spec) if book.need(model).source is Source.FORMULA else ""
+        if key and key not in book.known.probes and key not in book.unprobed and book.probing.get(model) != key:
+            book.probing[model] = key
+            self.out.append(ProbeFootprint(spec, key))
+
     def start(self, model: ModelId, place: Vector, now: float) -> None:
         book = self.book
-        spec = book.models[model]
+        spec, base, cost = book.spec(model), book.models[model], book.need(model)
         book.gave_way.pop(model, None)
-        instance = Instance(book.next_instance_id(model), spec, place, started=now, last_used=now)
+        instance = Instance(book.next_instance_id(model), spec, place, started=now, last_used=now, base=base, cost=cost)
         book.add(instance)
         book.checked.pop(model, None)
         book.lines.stop_clock(model, now)
@@ -317,6 +345,7 @@ class Bookings:
         book.loads_total += 1
         book.pace.loaded(model, now - instance.started, instance.device_mb)
         book.breaker.ready(model)
+        book.second_try.pop(model, None)
         book.wishes.pop(model, None)
         self.start_clock(model, now)
         book.alarm(instance.idle_until, Alarm.IDLE, instance.id)
@@ -335,7 +364,41 @@ class Bookings:
             self.book.ledger.release(instance.id)
             self._pin_lost(instance)
             self._moved(instance, error.message, error)
-            self.fail(instance.model, instance.spec.fingerprint, error, now)
+            final = self._out_of_memory(instance, error) if isinstance(error, OutOfMemory) else error
+            if final is not None:
+                self.fail(instance.model, instance.spec.fingerprint, final, now)
+            else:
+                self.start_clock(instance.model, now)
+                self.replan = True
+
+    def _out_of_memory(self, instance: Instance, error: OutOfMemory) -> OutOfMemory | None:
+        """It takes more than it got: that is remembered, and it is tried once more with room for more. The second time, the error."""
+        book, model = self.book, instance.model
+        book.out_of_memory_total += 1
+        cost = instance.cost
+        if cost is None or not cost.key:
+            return error
+        had = sum(instance.need_mb.values())
+        least = max(int(had * MIB * MORE_AFTER_FAILURE), error.asked_bytes + (instance.measured.total_bytes if instance.measured else 0))
+        known = book.known.learned.get(cost.key) or Learned(model)
+        self.learn(instance, cost.key, replace(known, least_bytes=max(known.least_bytes, least)))
+        if book.second_try.pop(model, None) != instance.spec.fingerprint:
+            book.second_try[model] = instance.spec.fingerprint
+            return None
+        free = ", ".join(f"{mb} MB of {device}" for device, mb in book.free_mb().items())
+        text = (
+            f'model "{model}" ran out of memory while it loaded, twice: the second time {had} MB ({cost.source}) were kept for it'
+            + (f", {free} are free now" if free else "")
+            + "; use a smaller llama_ctx or model, or free memory that other programs hold"
+        )
+        return OutOfMemory(text, detail=error.detail)
+
+    def learn(self, instance: Instance, key: str, learned: Learned) -> None:
+        """Known from now on, and kept across restarts."""
+        if self.book.known.learned.get(key) != learned:
+            self.book.known.learned[key] = learned
+            self.book.forget_memory(needs=True)
+            self.out.append(Remember(key, instance.spec.header_hash, learned=learned))
 
     def exited(self, instance: Instance, ending: str, now: float) -> None:
         """Its process has ended; `ending` says how, for people."""

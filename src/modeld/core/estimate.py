@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: GPL-3.0-only
 """What a model will cost, in MiB, with the parts of the sum; rule: a figure without its source is not given out.
 
-Declared figures win. Otherwise: weights and context to the byte from the header (`memory`; the file's size where the header says
-nothing), the file size of an attached projector, and (64 MiB + 5 % of the file) for compute buffers and the process; for a model that
-embeds or reranks also what `embedding_bytes` says.
+1  declared   the operator's own figure
+2  learned    what the same launch took before (high-water marks)
+3  probed     weights and context to the byte from the header, compute from llama.cpp's dry pass
+4  formula    the same, with compute and process bounded from above: 64 MiB + 5 % of the file
+A launch that once ran out of memory gets at least what follows from that (`Learned.least_bytes`), whatever the others say.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+from modeld.core.footprint import MIB, Footprint, Known, Learned, Source, launch_key, mib
 from modeld.core.memory import context_bytes, head_bytes, weights_bytes
 from modeld.core.model import FlashAttention, ModelKind, ModelSpec
 
-MIB: Final = 1 << 20
 OVERHEAD_MB: Final = 64
 OVERHEAD_SHARE: Final = 0.05
 
@@ -26,39 +28,91 @@ HEAD_ELEMENTS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Part:
+    """One part of the sum. `bytes` is negative where less was measured than the other parts say. `on_host`: beside the device."""
+
     name: str
     bytes: int
+    source: Source = Source.FORMULA
+    on_host: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """`total_mb` is the sum of the parts, rounded up. `source` is "declared", "formula" or "external".
+    """`total_mb` is what the device must have, rounded up, `host_mb` what host memory must have beside it.
 
-    `certain`: weights and context are llama.cpp's own figures; else its family is one that was never compared with them.
+    certain  weights and context are llama.cpp's own figures; else the family is one that was never compared with them
+    key      the launch key under which it is learned, "" = it is not
     """
 
     total_mb: int
-    source: str
+    source: Source
     parts: tuple[Part, ...] = ()
     certain: bool = True
+    host_mb: int = 0
+    key: str = ""
+
+    @property
+    def total_bytes(self) -> int:
+        """All parts; where the operator declared a figure, that."""
+        return sum(part.bytes for part in self.parts) or (self.total_mb + self.host_mb) * MIB
 
 
-def need(spec: ModelSpec) -> Need:
-    """MiB the ledger reserves for one instance of `spec`."""
+_NOTHING: Final = Known()
+
+
+def need(spec: ModelSpec, known: Known = _NOTHING, *, one_pool: bool = True) -> Need:
+    """What the ledger reserves for one instance of `spec`. `one_pool`: host memory and device are the same, all counts on the device."""
     if spec.external:
-        return Need(0, "external")
+        return Need(0, Source.EXTERNAL)
+    key = launch_key(spec)
+    learned = known.learned.get(key) if key else None
     if spec.vram_mb is not None:
-        return Need(spec.vram_mb, "declared")
-    parts = (
+        least_mb = mib(learned.least_bytes) if learned is not None else 0
+        source = Source.DECLARED if least_mb <= spec.vram_mb else Source.LEARNED
+        return Need(max(spec.vram_mb, least_mb), source, host_mb=spec.host_mb, key=key)
+    parts, source = _predicted(spec, known), Source.FORMULA
+    if one_pool:
+        parts = tuple(replace(part, on_host=False) for part in parts)
+    if learned is not None:
+        parts, source = _learned(parts, learned, source, one_pool=one_pool)
+    device, host = (sum(part.bytes for part in parts if part.on_host is on_host) for on_host in (False, True))
+    return Need(mib(device), source, parts, spec.memory.certain, mib(host) + spec.host_mb, key)
+
+
+def _predicted(spec: ModelSpec, known: Known) -> tuple[Part, ...]:
+    """The parts as they follow from header, options and dry pass."""
+    return (
         Part("weights", weights_bytes(spec.memory) or spec.size_bytes),
         *([Part("output head", tied)] if (tied := head_bytes(spec.memory, spec.options)) else []),
         Part("context", context_bytes(spec.memory, spec.options)),
         *([Part("projector", spec.mmproj_bytes)] if spec.mmproj is not None else []),
         *([Part("embedding", embedding_bytes(spec))] if spec.kind is not ModelKind.GENERATE else []),
         Part("compute and process", OVERHEAD_MB * MIB + int(spec.size_bytes * OVERHEAD_SHARE)),
+        *([Part("prompt cache", spec.options.cache_ram_mb * MIB, on_host=True)] if spec.options.cache_ram_mb else []),
     )
-    total = sum(part.bytes for part in parts)
-    return Need(-(-total // MIB), "formula", parts, spec.memory.certain)
+
+
+def _learned(parts: tuple[Part, ...], learned: Learned, source: Source, *, one_pool: bool) -> tuple[tuple[Part, ...], Source]:
+    """The parts with what was measured set against them."""
+    more: list[Part] = []
+    if learned.footprint is not None and learned.footprint.complete:
+        source = Source.LEARNED
+        for on_host in (False, True):
+            measured = _bytes_on(learned.footprint, on_host=on_host, one_pool=one_pool)
+            predicted = sum(part.bytes for part in parts if part.on_host is on_host)
+            if measured != predicted:
+                more.append(Part("measured beside these", measured - predicted, Source.LEARNED, on_host))
+    total = sum(part.bytes for part in (*parts, *more))
+    if total < learned.least_bytes:
+        more.append(Part("ran out of memory with less", learned.least_bytes - total, Source.LEARNED))
+        source = Source.LEARNED
+    return (*parts, *more), source
+
+
+def _bytes_on(footprint: Footprint, *, on_host: bool, one_pool: bool) -> int:
+    if one_pool:
+        return 0 if on_host else footprint.total_bytes
+    return footprint.host_bytes if on_host else sum(footprint.device_bytes.values())
 
 
 def embedding_bytes(spec: ModelSpec) -> int:

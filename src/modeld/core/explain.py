@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from modeld.core import placement
-from modeld.core.book import Book, Instance
+from modeld.core.book import Book
 from modeld.core.forecast import forecast
+from modeld.core.instance import Instance
 from modeld.core.lifecycle import State
 from modeld.core.model import HOST, DeviceId, InstanceId, ModelId, Priority
 from modeld.core.queues import Waiting
@@ -25,7 +26,7 @@ def snapshot(book: Book, now: float, *, estimates: bool = True) -> Snapshot:
             errors.append(f"{model}: {failure.error.message}")
             if model not in book.by_model:
                 views.append(InstanceView(InstanceId(f"0/{model}"), model, State.FAILED, 0, 0, 0, failure.at, None, 0.0, False, {}))
-    devices = tuple(DeviceView(device, book.limits.budget_mb.get(device, 0), book.ledger.used_mb(device)) for device in _devices(book))
+    devices = tuple(_device(book, device) for device in _devices(book))
     accelerators = [view for view in devices if view.id != HOST]
     return Snapshot(
         instances=tuple(views),
@@ -49,11 +50,26 @@ def snapshot(book: Book, now: float, *, estimates: bool = True) -> Snapshot:
         stuck_total=book.stuck_total,
         pinned=frozenset(model for model in book.models if book.is_held(model)),
         wished=frozenset(book.wishes),
+        out_of_memory_total=book.out_of_memory_total,
+        grown_total=book.grown_total,
+        one_pool=book.limits.one_pool,
     )
 
 
 def _devices(book: Book) -> list[DeviceId]:
     return list(dict.fromkeys([*book.devices, *book.ledger.devices()]))
+
+
+def _device(book: Book, device: DeviceId) -> DeviceView:
+    return DeviceView(
+        id=device,
+        budget_mb=book.limits.budget_mb.get(device, 0),
+        used_mb=book.ledger.used_mb(device),
+        releasing_mb=book.ledger.releasing_mb(device),
+        room_mb=book.room_mb(device),
+        total_mb=book.totals_mb.get(device, 0),
+        foreign_mb=book.foreign.settled_mb(device),
+    )
 
 
 def _instance(book: Book, instance: Instance) -> InstanceView:
@@ -72,6 +88,10 @@ def _instance(book: Book, instance: Instance) -> InstanceView:
         closed_for=instance.closed_for,
         pinned=book.is_pinned(instance),
         kept_until=instance.kept_until,
+        cost=instance.cost,
+        measured=instance.measured,
+        options=instance.spec.options,
+        degraded=instance.spec.degraded,
     )
 
 
@@ -160,8 +180,10 @@ def _for_room(book: Book, model: ModelId, now: float) -> str:
     if until > now:
         return f"the next try after a failure, in {_s(until - now)}"
     wait = book.waits.get(model, placement.OTHERS)
-    if model in book.checking or wait == placement.CHECKING:
+    if model in book.checking:
         return "its file to be checked"
+    if model in book.probing or wait == placement.CHECKING:
+        return "its memory to be measured"
     if wait == placement.COMING:
         gone = [one for one in book.instances.values() if one.state not in (State.LOADING, State.READY)]
         return "memory that comes back" + (f" from {_names(gone)}" if gone else "")
@@ -174,8 +196,15 @@ def _for_room(book: Book, model: ModelId, now: float) -> str:
     oldest = book.oldest(model)
     if oldest is not None and book.due_at(oldest) <= now and ahead:
         return f"{_listed(ahead)}, due before it"
+    foreign = [device for device in book.devices if (room := book.room_mb(device)) is not None and room < (book.limit_mb(device) or 0)]
+    if foreign and book.places(model) and not book.instances:
+        return f"memory that other programs hold: {_foreign(book, foreign)}"
     holders = [one for one in book.instances.values() if one.state in (State.LOADING, State.READY) and one.device_mb]
     return f"{_names(holders)}: {_running(*holders)}" if holders else "room"
+
+
+def _foreign(book: Book, devices: list[DeviceId]) -> str:
+    return ", ".join(f"{book.foreign.settled_mb(device)} MB of {device}" for device in devices)
 
 
 def _due(book: Book, model: ModelId, now: float) -> str:

@@ -14,7 +14,8 @@ import heapq
 from dataclasses import dataclass
 from typing import Final
 
-from modeld.core.book import EVICTED, Book, Instance
+from modeld.core.book import Book
+from modeld.core.instance import EVICTED, Instance
 from modeld.core.lifecycle import State
 from modeld.core.model import HOST, DeviceId, ModelId
 from modeld.core.placement import Vector

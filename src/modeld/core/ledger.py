@@ -47,6 +47,16 @@ class Ledger:
     def commit(self, instance: InstanceId) -> None:
         self._entry(instance).hold = Hold.COMMITTED
 
+    def correct(self, instance: InstanceId, need_mb: Mapping[DeviceId, int]) -> None:
+        """It was measured: it holds so much, not what was reserved for it."""
+        entry = self._entry(instance)
+        for totals in (self._used_mb, *([self._releasing_mb] if entry.hold is Hold.RELEASING else [])):
+            for device, amount in entry.need_mb.items():
+                totals[device] = totals.get(device, 0) - amount
+            for device, amount in need_mb.items():
+                totals[device] = totals.get(device, 0) + amount
+        entry.need_mb = dict(need_mb)
+
     def release(self, instance: InstanceId) -> None:
         """The child was told to end (or ended): it still counts until `free`."""
         entry = self._entry(instance)

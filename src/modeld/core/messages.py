@@ -7,6 +7,8 @@
     RevokeLease     LeaseReleased | LeaseFailed   (the running request ends with the error as its last record)
     CheckProgress   ProgressChecked
     CheckLaunch     LaunchChecked | LaunchRejected
+    ProbeFootprint  FootprintProbed | ProbeFailed
+    Remember        nothing: it is for the store
     StartInstance   InstanceReady | InstanceFailed; LoadProgressed on the way
     StopInstance    InstanceExited, then MemoryFreed
 
@@ -18,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from modeld.core.footprint import DeviceMemory, Footprint, Learned, Probe, When
 from modeld.core.model import DeviceId, InstanceId, Limits, ModelId, ModelSpec, Request, RequestId
 from modeld.errors import InstanceFault, ModeldError, Refused
 
@@ -124,6 +127,48 @@ class MemoryFreed:
 
 
 @dataclass(frozen=True, slots=True)
+class FootprintProbed:
+    """llama.cpp's dry pass has answered. `key` is the probe key that was asked about."""
+
+    model: ModelId
+    key: str
+    probe: Probe
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFailed:
+    """It could not be asked, or did not answer: the formula stands."""
+
+    model: ModelId
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FootprintMeasured:
+    """What the child of an instance takes. Ignored once the instance is gone."""
+
+    instance: InstanceId
+    footprint: Footprint
+    when: When
+
+
+@dataclass(frozen=True, slots=True)
+class FootprintsLearned:
+    """What earlier runs remembered, by launch key and by probe key."""
+
+    learned: Mapping[str, Learned] = field(default_factory=dict)
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySeen:
+    """What the machine shows of its devices. Told again and again while a budget depends on it; a device that is not named was not seen."""
+
+    devices: Mapping[DeviceId, DeviceMemory]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelTableReplaced:
     """The catalogue as it is now; running instances keep their own spec."""
 
@@ -185,6 +230,11 @@ Event = (
     | InstanceFailed
     | InstanceExited
     | MemoryFreed
+    | FootprintProbed
+    | ProbeFailed
+    | FootprintMeasured
+    | FootprintsLearned
+    | MemorySeen
     | ModelTableReplaced
     | SettingsReplaced
     | LoadRequested
@@ -221,6 +271,24 @@ class CheckLaunch:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeFootprint:
+    """Ask llama.cpp what the launch would take, without allocating it. `key` is its probe key."""
+
+    spec: ModelSpec
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Keep this across restarts. Under a launch key what was measured, under a probe key what was probed; one of both is given."""
+
+    key: str
+    header_hash: str
+    learned: Learned | None = None
+    probe: Probe | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StartInstance:
     """`need_mb` is what was booked, MiB per device: where the instance is to run."""
 
@@ -244,4 +312,4 @@ class CheckProgress:
     instance: InstanceId
 
 
-Command = Grant | Refuse | RevokeLease | CheckLaunch | StartInstance | StopInstance | CheckProgress
+Command = Grant | Refuse | RevokeLease | CheckLaunch | ProbeFootprint | Remember | StartInstance | StopInstance | CheckProgress

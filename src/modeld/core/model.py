@@ -70,6 +70,14 @@ class FlashAttention(StrEnum):
     AUTO = "auto"
 
 
+class Degrade(StrEnum):
+    """What of a launch may be given up when it does not fit: context, bytes of the cache, layers on the device."""
+
+    CTX = "ctx"
+    KV_TYPE = "kv_type"
+    NGL = "ngl"
+
+
 class ModelKind(StrEnum):
     """What a model is started for: to write text, to turn texts into vectors, or to score texts against a question."""
 
@@ -82,11 +90,12 @@ class ModelKind(StrEnum):
 class LaunchOptions:
     """How llama.cpp is started for one model: every value explicit, nothing left to its own guesses.
 
-    ctx            tokens over all slots, as llama.cpp's `-c`
+    ctx            tokens over all slots, as llama.cpp's `-c`; with ctx_max the most of them: the largest context that fits is taken
     parallel       slots: requests that generate at the same time
     ngl            layers on the device; -1 = all
     cache_ram_mb   prompt cache in host memory, MiB; 0 = none
     ctx_checkpoints  context checkpoints per slot (recurrent and sliding-window models)
+    devices, tensor_split  llama.cpp's names of the devices to run on, and the share of each; none = llama.cpp's own choice
     extra_args     further llama-server flags; only those that cannot change the memory the ledger was told of
     """
 
@@ -101,6 +110,9 @@ class LaunchOptions:
     kv_unified: bool = True
     cache_ram_mb: int = 0
     ctx_checkpoints: int = 0
+    ctx_max: bool = False
+    devices: tuple[str, ...] = ()
+    tensor_split: tuple[int, ...] = ()
     extra_args: tuple[str, ...] = ()
 
 
@@ -136,7 +148,7 @@ class MemoryShape:
     value_elements_max   longest value row of any layer: without flash attention llama.cpp gives every layer that much
     no_flash             the family is always run without flash attention
     certain              the family is one whose figures were compared with llama.cpp's own, byte for byte
-    layers               how many blocks the model has; `heads_kv` the most key/value heads of any of them, `key_length` and
+    layers               blocks that are loaded; `heads_kv` the most key/value heads of any of them, `key_length` and
                          `value_length` elements per head: to describe it. 0 = not known
     """
 
@@ -161,7 +173,7 @@ class ModelSpec:
     size_bytes     sum of all parts
     fingerprint    changes when a file is replaced (sizes, mtimes, inodes): the model's generation
     memory         what its header says about the memory it takes
-    header_hash    the same for files that take the same memory, wherever they lie: the key of what was learned; "" = not known
+    header_hash    of what its headers say about memory: what was measured of one file holds for its copies; "" = unknown
     unavailable    why it cannot be served, or None; safe to show (no path)
     vram_mb        the operator's own figure, or None
     ttl_seconds    unload after so long idle, or None = never
@@ -176,6 +188,7 @@ class ModelSpec:
     logits         it computes a row of `vocabulary` numbers for each token it reads: all but the encoder families
     has_chat_template, takes_tools   what its chat template says; format_version is that of the file
     modified_unix  when the newest of its files was last written, seconds since the epoch; 0 = unknown
+    degrade        what may be given up, in this order, when it does not fit; `degraded` what was, in words
     """
 
     id: ModelId
@@ -188,7 +201,6 @@ class ModelSpec:
     quant: str = ""
     ctx_train: int = 0
     memory: MemoryShape = MemoryShape()
-    header_hash: str = ""
     mmproj: str | None = None
     mmproj_bytes: int = 0
     aliases: tuple[str, ...] = ()
@@ -214,6 +226,9 @@ class ModelSpec:
     takes_tools: bool = False
     format_version: int = 0
     modified_unix: float = 0.0
+    header_hash: str = ""
+    degrade: tuple[Degrade, ...] = ()
+    degraded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +261,7 @@ class Limits:
 
     budget_mb               MiB per device; HOST is host memory, unlimited when it is not named
     margin_mb               MiB kept free on each device (not on HOST)
+    one_pool                devices have no memory of their own: all that a model takes counts on its device
     fairness_wait_seconds   a model whose oldest request has waited so long is due: room is made for it
     turn_max_seconds        longest time for which a due model, once loaded, is safe from other due models; None = fairness_wait
     min_residency_seconds   longest time for which an idle model is kept for its own next request, from others that are not due
@@ -255,6 +271,7 @@ class Limits:
 
     budget_mb: Mapping[DeviceId, int] = field(default_factory=lambda: {LOCAL: 0})
     margin_mb: int = 0
+    one_pool: bool = True
     queue_depth_max: int = 32
     wait_max_seconds: float = 30.0
     infer_timeout_seconds: float = 0.0

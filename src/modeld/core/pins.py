@@ -54,7 +54,7 @@ def _all_fit(book: Book, needs: dict[ModelId, int]) -> bool:
                 return False
     for model in sorted(absent, key=lambda one: (-needs[one], one)):
         spec = book.models[model]
-        if HOST in left and not _take(left, HOST, spec.host_mb):
+        if HOST in left and not _take(left, HOST, book.need(model).host_mb):
             return False
         if not _seat(left, needs[model], split=spec.split):
             return False

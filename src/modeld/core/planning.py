@@ -10,11 +10,12 @@ import math
 from collections.abc import Iterator
 
 from modeld.core import placement
-from modeld.core.book import EVICTED, Alarm, Book, Instance
+from modeld.core.book import Alarm, Book
 from modeld.core.bookings import Bookings
-from modeld.core.eviction import Candidate, in_order, worth
+from modeld.core.eviction import Candidate, choose, in_order, worth
+from modeld.core.instance import EVICTED, Instance
 from modeld.core.lifecycle import State
-from modeld.core.model import EvictionPolicy, ModelId
+from modeld.core.model import EvictionPolicy, InstanceId, ModelId
 from modeld.core.placement import Demand, Room
 
 
@@ -36,6 +37,7 @@ class Planner:
         for model in unchecked:
             if model not in book.by_model and (book.is_demand(model) or model in book.wishes):
                 do.check(model)
+        self._relieve(now)
         due = book.due_count(now)
         room = Room(book.free_mb(), book.coming_mb())
         plan = placement.plan(self._demands(due, now), in_order(self._candidates(now)), room, book.least_mb())
@@ -54,6 +56,23 @@ class Planner:
         for model, place in plan.start.items():
             do.start(model, place, now)
         self._set_alarm(now)
+
+    def _relieve(self, now: float) -> None:
+        """More is held than we may have: something grew, or other programs took memory. Idle ones go, the deficit only; what grew stays."""
+        book = self._book
+        coming = book.coming_mb()
+        short = {device: mb for device, free in book.free_mb().items() if (mb := -free - coming.get(device, 0)) > 0}
+        if not short:
+            return
+        pool = [one for one in in_order(self._candidates(now)) if not one.busy and not one.later and not self._stays(one.id)]
+        victims = choose(pool, short)
+        for victim in [one for one in pool if not short.keys().isdisjoint(one.frees_mb)] if victims is None else victims:
+            self._do.stop(book.instances[victim.id], f"{EVICTED}, memory is short", now)
+
+    def _stays(self, key: InstanceId) -> bool:
+        """It loads, is wanted or closed already, or it is why memory is short."""
+        instance = self._book.instances[key]
+        return instance.grew or instance.state is not State.READY or self._book.is_wanted(instance)
 
     # --- demands ------------------------------------------------------------------------------------------------------
 
@@ -80,7 +99,8 @@ class Planner:
         book = self._book
         if book.breaker.blocked_until(model) > now:
             return None
-        return Demand(model, book.places(model), due, book.checked.get(model) == book.models[model].fingerprint)
+        checked = model not in book.probing and (book.checked.get(model) == book.models[model].fingerprint)
+        return Demand(model, book.places(model), due, checked)
 
     # --- residents ----------------------------------------------------------------------------------------------------
 

@@ -19,16 +19,22 @@ from collections.abc import Iterable, Mapping
 from typing import assert_never
 
 from modeld.core import admission
-from modeld.core.book import Alarm, Book, Instance
+from modeld.core.accounting import Accounting
+from modeld.core.book import Alarm, Book
 from modeld.core.bookings import Bookings
 from modeld.core.changes import PROGRESS_STEP, Change, LoadMoved, PinMoved, TableMoved
+from modeld.core.estimate import Need
 from modeld.core.explain import explain, snapshot, why_waits
 from modeld.core.forecast import forecast
+from modeld.core.instance import Instance
 from modeld.core.lifecycle import State
 from modeld.core.messages import (
     CheckProgress,
     Command,
     Event,
+    FootprintMeasured,
+    FootprintProbed,
+    FootprintsLearned,
     InstanceExited,
     InstanceFailed,
     InstanceReady,
@@ -40,8 +46,10 @@ from modeld.core.messages import (
     LoadProgressed,
     LoadRequested,
     MemoryFreed,
+    MemorySeen,
     ModelTableReplaced,
     PinChanged,
+    ProbeFailed,
     ProgressChecked,
     RequestArrived,
     RequestWithdrawn,
@@ -65,6 +73,7 @@ class Scheduler:
         self._book = Book(limits, dict(models))
         self._do = Bookings(self._book)
         self._planner = Planner(self._book, self._do)
+        self._accounting = Accounting(self._book, self._do)
 
     # --- the door -----------------------------------------------------------------------------------------------------
 
@@ -109,6 +118,9 @@ class Scheduler:
                 freed = book.get(instance_id)
                 do.freed(freed, now)
                 self._refuse_misfits([freed.model])  # settings or pins may have changed since its line was let in
+            case FootprintMeasured() | FootprintProbed() | ProbeFailed() | FootprintsLearned() | MemorySeen():
+                self._accounting.take(event, now)
+                self._refuse_misfits([event.model] if isinstance(event, FootprintProbed) else ())
             case ModelTableReplaced(models):
                 self._replace_models(models, now)
             case SettingsReplaced(limits):
@@ -157,6 +169,10 @@ class Scheduler:
             return 0.0
         line = self._book.lines.of(waiting.request.model)
         return 0.0 if line is None else forecast(self._book, waiting.request.model, now, ahead=line.ahead_of(waiting.rank) - 1).seconds
+
+    def need(self, model: ModelId) -> Need:
+        """What a model of the catalogue would take if it were started now, by all that is known."""
+        return self._book.need(model)
 
     def pin_refusal(self, model: ModelId) -> ModeldError | None:
         """Why PinChanged(model, True) would be ignored now, or None. A read for whoever asks: the door looks again."""
@@ -284,6 +300,7 @@ class Scheduler:
     def _replace_models(self, models: Mapping[ModelId, ModelSpec], now: float) -> None:
         """Instances keep their spec; those whose file changed or went are drained, and loaded anew when they were resident."""
         book, do = self._book, self._do
+        book.unprobed.clear()
         book.models = dict(models)
         book.forget_memory(needs=True)
         for model in book.breaker.models():

@@ -7,7 +7,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from modeld.core.model import DeviceId, InstanceId, ModelId, Principal, Priority, RequestId
+from modeld.core.estimate import Need
+from modeld.core.footprint import Footprint
+from modeld.core.model import DeviceId, InstanceId, LaunchOptions, ModelId, Principal, Priority, RequestId
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +19,8 @@ class InstanceView:
     devices_mb  MiB booked per device; `need_mb` is their sum without host memory
     closed_for  the due model for which it takes nothing new, or ""
     kept_until  its ttl ends no earlier, monotonic seconds; -inf = nobody asked for that
+    cost        what was reserved for it and why, None where it is not an instance; `measured` the high-water marks of what it took
+    options     what it was started with; `degraded` what of it was given up to make it fit, in words
     """
 
     id: InstanceId
@@ -33,6 +37,10 @@ class InstanceView:
     closed_for: str = ""
     pinned: bool = False
     kept_until: float = -math.inf
+    cost: Need | None = None
+    measured: Footprint | None = None
+    options: LaunchOptions | None = None
+    degraded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +62,20 @@ class LineView:
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """One device of the ledger, MiB. `budget_mb` 0 = unlimited."""
+    """One device of the ledger, MiB. `budget_mb` 0 = unlimited.
+
+    releasing_mb  of what is used: on its way back
+    room_mb       what may be used now: the budget less the margin, and less what others hold of the device; None = unlimited
+    total_mb      what the device has, 0 = it was not seen; `foreign_mb` what other programs hold of it for good
+    """
 
     id: DeviceId
     budget_mb: int
     used_mb: int
+    releasing_mb: int = 0
+    room_mb: int | None = None
+    total_mb: int = 0
+    foreign_mb: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +108,11 @@ class Snapshot:
     """Models that are pinned, loaded or not."""
     wished: frozenset[ModelId] = frozenset()
     """Models that are to be loaded without a request."""
+    out_of_memory_total: int = 0
+    """Loads that ran out of memory."""
+    grown_total: int = 0
+    """Instances that took more than was reserved for them."""
+    one_pool: bool = True
 
 
 @dataclass(frozen=True, slots=True)

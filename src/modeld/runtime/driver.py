@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Final, Protocol, assert_never
 
 from modeld.core.changes import Change
+from modeld.core.estimate import Need
 from modeld.core.messages import (
     CheckLaunch,
     CheckProgress,
@@ -32,8 +33,10 @@ from modeld.core.messages import (
     LeaseFailed,
     LeaseReleased,
     MemoryFreed,
+    ProbeFootprint,
     ProgressChecked,
     Refuse,
+    Remember,
     RequestArrived,
     RequestWithdrawn,
     RevokeLease,
@@ -41,7 +44,7 @@ from modeld.core.messages import (
     StopInstance,
     Wakeup,
 )
-from modeld.core.model import DeviceId, InstanceId, ModelId, ModelSpec, Request, RequestId
+from modeld.core.model import HOST, LOCAL, DeviceId, InstanceId, ModelId, ModelSpec, Request, RequestId
 from modeld.core.scheduler import Scheduler
 from modeld.core.snapshot import Explanation, Snapshot
 from modeld.errors import ClientGone, DeadlineUnreachable, Died, InstanceFault, InvariantError, ModeldError, QueueFull, WaitTimeout
@@ -59,6 +62,8 @@ class Actor(Protocol):
 
     def check(self, spec: ModelSpec) -> None: ...
     def start(self, instance: InstanceId, spec: ModelSpec) -> None: ...
+    def probe(self, spec: ModelSpec, key: str) -> None: ...
+    def remember(self, what: Remember) -> None: ...
     def stop(self, instance: InstanceId, why: str) -> None: ...
     def served(self, instance: InstanceId) -> Served | None: ...
 
@@ -277,6 +282,10 @@ class Driver:
     def snapshot(self, *, estimates: bool = True) -> Snapshot:
         return self._scheduler.snapshot(self.loop.time(), estimates=estimates)
 
+    def need(self, model: ModelId) -> Need:
+        """What a model of the catalogue would take if it were started now, by all that is known."""
+        return self._scheduler.need(model)
+
     def pin_refusal(self, model: ModelId) -> ModeldError | None:
         """Why `model` cannot be pinned now, or None."""
         return self._scheduler.pin_refusal(model)
@@ -355,10 +364,14 @@ class Driver:
                 self._actor.check(spec)
             case CheckProgress(instance):
                 self.post(self._progress(instance, now))
+            case ProbeFootprint(spec, key):
+                self._actor.probe(spec, key)
+            case Remember():
+                self._actor.remember(command)
             case StartInstance(instance, spec, need_mb):
-                log.info("start %s: %s", instance, _where(need_mb))
+                log.info("start %s: %s%s", instance, _where(need_mb), f" ({', '.join(spec.degraded)})" if spec.degraded else "")
                 self._started[instance] = now
-                self._actor.start(instance, spec)
+                self._actor.start(instance, _placed(spec, need_mb))
             case StopInstance(instance, why):
                 log.info("stop %s: %s", instance, why)
                 self._started.pop(instance, None)
@@ -421,6 +434,15 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = self._timer_at = None
+
+
+def _placed(spec: ModelSpec, need_mb: Mapping[DeviceId, int]) -> ModelSpec:
+    """The spec with the devices it was booked on, by llama.cpp's names, and the share of each where there are several."""
+    places = {device.partition("/")[2]: mb for device, mb in need_mb.items() if device not in (LOCAL, HOST)}
+    if not places:
+        return spec
+    shares = tuple(places.values()) if len(places) > 1 else ()
+    return replace(spec, options=replace(spec.options, devices=tuple(places), tensor_split=shares))
 
 
 def _where(need_mb: Mapping[DeviceId, int]) -> str:

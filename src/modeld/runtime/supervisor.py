@@ -28,6 +28,8 @@ from modeld.core.messages import (
     LaunchRejected,
     LoadProgressed,
     MemoryFreed,
+    ProbeFailed,
+    Remember,
 )
 from modeld.core.model import InstanceId, ModelId, ModelSpec
 from modeld.errors import InstanceFault, InvariantError, LoadFailed, Refused, SpawnFailed
@@ -110,6 +112,13 @@ class Supervisor:
             group.create_task(self._live(instance, spec, entry, entry.served), name=f"instance {instance}")
         elif failure is not None:
             group.create_task(self._fail(instance, spec, failure), name=f"instance {instance}")
+
+    def probe(self, spec: ModelSpec, key: str) -> None:
+        """Ask what the launch would take."""
+        self._post(ProbeFailed(spec.id, key, "this engine cannot be asked"))
+
+    def remember(self, what: Remember) -> None:
+        """Keep it across restarts."""
 
     def stop(self, instance: InstanceId, why: str) -> None:
         """Unload. No effect on an instance that is gone or is being stopped."""

@@ -34,8 +34,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from modeld.core.book import SUSPECT_SECONDS
 from modeld.core.breaker import STARTS_MAX, WINDOW_SECONDS
+from modeld.core.instance import SUSPECT_SECONDS
 from modeld.core.messages import (
     Command,
     Event,

@@ -104,7 +104,7 @@ LINES: Final = (
     ),
     Mutant(
         "one_slot_too_many",
-        "book.py",
+        "instance.py",
         "return self.spec.options.parallel - len(self.leases)",
         "return self.spec.options.parallel + 1 - len(self.leases)",
         "one request more than there are slots is granted",

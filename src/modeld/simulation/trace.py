@@ -10,6 +10,9 @@ from modeld.core.messages import (
     CheckProgress,
     Command,
     Event,
+    FootprintMeasured,
+    FootprintProbed,
+    FootprintsLearned,
     Grant,
     InstanceExited,
     InstanceFailed,
@@ -22,10 +25,14 @@ from modeld.core.messages import (
     LoadProgressed,
     LoadRequested,
     MemoryFreed,
+    MemorySeen,
     ModelTableReplaced,
     PinChanged,
+    ProbeFailed,
+    ProbeFootprint,
     ProgressChecked,
     Refuse,
+    Remember,
     RequestArrived,
     RequestWithdrawn,
     RevokeLease,
@@ -73,6 +80,14 @@ def tell_event(event: Event) -> str:  # noqa: C901 - one arm for each event
             return f"exited {instance} {code}"
         case MemoryFreed(instance):
             return f"freed {instance}"
+        case FootprintMeasured(instance, footprint, when):
+            return f"measured {instance} {footprint.total_bytes} {when}"
+        case FootprintProbed(model, key) | ProbeFailed(model, key):
+            return f"probed {model} {key}" if isinstance(event, FootprintProbed) else f"not probed {model} {key}"
+        case FootprintsLearned(learned, probes):
+            return f"learned {len(learned)} {len(probes)}"
+        case MemorySeen(devices):
+            return f"memory {[(device, memory.free_mb) for device, memory in devices.items()]}"
         case ModelTableReplaced(models):
             rows = [f"{m.id}:{m.fingerprint}:{m.options.parallel}:{'pinned' if m.pinned else ''}" for m in models.values()]
             return f"models {' '.join(rows)}"
@@ -101,6 +116,10 @@ def tell_command(command: Command) -> str:
             return f"revoke {request} {error.kind}"
         case CheckLaunch(spec):
             return f"check {spec.id} {spec.fingerprint}"
+        case ProbeFootprint(spec, key):
+            return f"probe {spec.id} {key}"
+        case Remember(key):
+            return f"remember {key}"
         case StartInstance(instance, _, need_mb):
             return f"start {instance} {dict(need_mb)}"
         case StopInstance(instance, why):

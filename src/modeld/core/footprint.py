@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-3.0-only
+"""What a model server takes, as values: measured, probed, remembered; rule: bytes here, MiB in the ledger; nothing here decides.
+
+A *launch key* names one model with everything that moves its memory: what was measured for it holds for the next launch with the same key.
+A *probe key* leaves out what llama.cpp's dry pass can be extrapolated over (context, batches, slots).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from modeld.core.model import DeviceId, LaunchOptions, ModelId, ModelSpec
+
+KEY_BYTES: Final = 16
+MIB: Final = 1 << 20
+_NOT_MEMORY: Final = frozenset(("threads", "ctx_max", "devices", "tensor_split"))
+"""Fields of LaunchOptions that move no memory, or only from one device to its like."""
+
+
+class Source(StrEnum):
+    """Where a figure comes from, best first."""
+
+    DECLARED = "declared"
+    LEARNED = "learned"
+    PROBED = "probed"
+    FORMULA = "formula"
+    EXTERNAL = "external"
+
+
+class When(StrEnum):
+    """When a footprint was read: when the model was ready, after its first request, or later."""
+
+    READY = "ready"
+    FIRST = "first"
+    LATER = "later"
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What one model server takes.
+
+    device_bytes  by llama.cpp's name of the device ("CUDA0"); empty where nothing is on one
+    host_bytes    anonymous memory of its process, and its weights in the mapped file
+    complete      False: something could not be read, it takes more than this
+    """
+
+    device_bytes: Mapping[str, int] = field(default_factory=dict)
+    host_bytes: int = 0
+    complete: bool = True
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.device_bytes.values()) + self.host_bytes
+
+    def at_least(self, other: Footprint | None) -> Footprint:
+        """The higher figure of both, each for itself: a high-water mark."""
+        if other is None:
+            return self
+        names = dict.fromkeys([*self.device_bytes, *other.device_bytes])
+        device_bytes = {name: max(self.device_bytes.get(name, 0), other.device_bytes.get(name, 0)) for name in names}
+        return Footprint(device_bytes, max(self.host_bytes, other.host_bytes), self.complete or other.complete)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What llama.cpp's dry pass said of one launch, in bytes: nothing was allocated.
+
+    ctx, parallel, ubatch   of the launch that was asked about
+    """
+
+    ctx: int
+    parallel: int
+    ubatch: int
+    weights_bytes: int
+    context_bytes: int
+    compute_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What is remembered of one launch key, across restarts.
+
+    footprint    high-water marks; None while no launch with this key was measured
+    least_bytes  it ran out of memory with less than this
+    predicted_bytes, source   what was reserved for the launch that was measured last
+    """
+
+    model: ModelId
+    footprint: Footprint | None = None
+    least_bytes: int = 0
+    predicted_bytes: int = 0
+    source: Source = Source.FORMULA
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """One device as the machine shows it, MiB. `ours_mb` is what of it our own children hold."""
+
+    total_mb: int
+    free_mb: int
+    ours_mb: int
+
+    @property
+    def foreign_mb(self) -> int:
+        """What others hold."""
+        return max(0, self.total_mb - self.free_mb - self.ours_mb)
+
+
+class Known:
+    """All that was measured or probed, by key."""
+
+    def __init__(self) -> None:
+        self.learned: dict[str, Learned] = {}
+        self.probes: dict[str, Probe] = {}
+
+
+def launch_key(spec: ModelSpec) -> str:
+    """Of the model's headers and everything that moves its memory; "" where the header is not known."""
+    if not spec.header_hash:
+        return ""
+    moves = [(name, str(getattr(spec.options, name))) for name in LaunchOptions.__slots__ if name not in _NOT_MEMORY]
+    return _digest(spec.header_hash, spec.kind, spec.pooling, spec.mmproj_bytes if spec.mmproj else 0, *moves)
+
+
+def probe_key(spec: ModelSpec) -> str:
+    """Of what the dry pass depends on beside context, batches and slots; "" where the header is not known."""
+    if not spec.header_hash:
+        return ""
+    options = spec.options
+    return _digest(spec.header_hash, spec.kind, spec.pooling, options.kv_type, options.flash_attn, options.ngl)
+
+
+def as_vector(footprint: Footprint, place: Mapping[DeviceId, int], host: DeviceId, *, one_pool: bool) -> dict[DeviceId, int]:
+    """MiB per device of the ledger for an instance that was booked in `place`.
+
+    Where host and device are one pool all counts there. Otherwise each device of the place has what its name says; on a single one,
+    whatever it is called, everything that is not host memory.
+    """
+    devices = [device for device in place if device != host]
+    if one_pool or not devices:
+        return {device: mib(footprint.total_bytes) for device in devices[:1]}
+    if len(devices) == 1:
+        found = {devices[0]: mib(sum(footprint.device_bytes.values()))}
+    else:
+        found = {device: mib(footprint.device_bytes.get(device.partition("/")[2], 0)) or place[device] for device in devices}
+    return {**found, host: mib(footprint.host_bytes)}
+
+
+def mib(size: int) -> int:
+    """Bytes in whole MiB, rounded up."""
+    return -(-size // MIB)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=KEY_BYTES).hexdigest()
