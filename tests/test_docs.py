@@ -147,7 +147,7 @@ def test_the_memory_example_is_what_the_code_counts() -> None:
         ModelId("a.gguf"),
         path="a.gguf",
         size_bytes=98_362_432,
-        memory=MemoryShape(attention=(AttentionLayers(30, 192, 192),), value_elements_max=192),
+        memory=MemoryShape(attention=(AttentionLayers(30, 192, 192),)),
         options=LaunchOptions(ctx=launch.CTX_AUTO_MAX),
     )
     whole = need(starter).total_mb

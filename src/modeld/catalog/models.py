@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Final
 
 from modeld.catalog.folder import SUFFIX, FoundFile, find_files
-from modeld.catalog.headers import Facts, HeaderCache, printable
+from modeld.catalog.headers import HASH_BYTES, Facts, HeaderCache, printable
 from modeld.catalog.kinds import kind_of, modalities, reads_whole
 from modeld.catalog.launch import ModelOverride, PartialOptions, resolve_options, usable_cpu_count
 from modeld.catalog.layers import ENCODERS
 from modeld.catalog.names import LATEST, fold, quant_by_name, shown_name, tag_names
-from modeld.core.model import KvShape, MemoryShape, ModelId, ModelSpec
+from modeld.core.model import MemoryShape, ModelId, ModelSpec
 from modeld.errors import UnknownModel
 
 __all__ = ["Catalog", "ModelOverride", "ModelTable", "PartialOptions"]
@@ -350,8 +350,8 @@ def bare_spec(draft: Draft, facts: Mapping[str, Facts]) -> ModelSpec:
         family=head.family,
         quant=head.quant or quant_by_name(stem),
         ctx_train=head.ctx_train,
-        kv_shape=KvShape(head.heads_kv, head.key_length, head.value_length),
         memory=_memory(draft.facts),
+        header_hash=_header_hash(draft.facts),
         mmproj=draft.projector.path if draft.projector else None,
         mmproj_bytes=draft.projector.status.st_size if draft.projector and draft.projector.status else 0,
         unavailable=_unavailable(draft),
@@ -379,6 +379,13 @@ def _memory(parts: Sequence[Facts]) -> MemoryShape:
         tied_bytes=0 if any(part.has_head for part in parts) else first.memory.tied_bytes,
         certain=first.memory.certain and all(weights),
     )
+
+
+def _header_hash(parts: Sequence[Facts]) -> str:
+    """Of all parts in their order; that of the only one where there is one."""
+    if len(parts) == 1 or not all(part.header_hash for part in parts):
+        return parts[0].header_hash if len(parts) == 1 else ""
+    return hashlib.blake2b("".join(part.header_hash for part in parts).encode(), digest_size=HASH_BYTES).hexdigest()
 
 
 def _unavailable(draft: Draft) -> str | None:
