@@ -20,6 +20,7 @@ VERBS = {
     "pin": ("modeld.cli.operate", "Keep a model from eviction."),
     "unpin": ("modeld.cli.operate", "Let a pinned model be evicted again."),
     "events": ("modeld.cli.events", "Follow what happens: loads, states, lines."),
+    "inspect": ("modeld.cli.inspect", "Say what a model file is and what it costs, part by part."),
     "config": ("modeld.cli.config", "Show, check and describe the settings."),
     "simulate": ("modeld.cli.simulate", "Compare scheduling policies on a recorded or shipped workload."),
     "completion": ("modeld.cli.completion", "Print the completion script of a shell."),
