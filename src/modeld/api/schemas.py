@@ -248,6 +248,89 @@ class Status(Struct, omit_defaults=True):
     waiting: list[WaitStatus] | UnsetType = UNSET
 
 
+class PartStatus(Struct):
+    """One part of what a model takes. `source` is declared, learned, probed or formula; `on_host`: beside the device."""
+
+    name: str
+    bytes: int
+    source: str
+    on_host: bool
+
+
+class ModelPlan(Struct):
+    """What would become of one model. MB means MiB, contexts are tokens.
+
+    verdict     loaded, fits, soon, evicts, waits, no_room, too_large, unavailable, unknown or external; `why` says it in a sentence
+    need_mb     what it takes, 0 = unknown; `parts` add up to it, `source` is where the sum comes from
+    devices_mb  where it is or would be
+    evicts      idle models that would go for it; `waits_for` those whose answers or loads it would have to wait for
+    ctx         the context it would be started with; `ctx_alone` the largest that fits if all that may be evicted were, `ctx_beside`
+                beside all that is held; 0 = none fits. `ctx_train` is what it was trained for
+    """
+
+    model_id: str
+    verdict: str
+    why: str
+    need_mb: int
+    source: str
+    parts: list[PartStatus]
+    devices_mb: dict[str, int]
+    evicts: list[str]
+    waits_for: list[str]
+    ctx: int
+    ctx_train: int
+    ctx_alone: int
+    ctx_beside: int
+    degraded: list[str]
+
+
+class DevicePlan(Struct):
+    """One device, MiB. `room_mb` is what may be used of it, null = unlimited; `foreign_mb` what other programs hold; `held_mb` by model."""
+
+    id: str
+    budget_mb: int
+    room_mb: int | None
+    foreign_mb: int
+    held_mb: dict[str, int]
+
+
+class Plan(Struct):
+    """`named`: models were named and taken together, one after the other. `fits`: all may be resident at the same time; `together`: those
+    that may. Nothing was loaded or evicted for this answer."""
+
+    named: bool
+    fits: bool
+    together: list[str]
+    models: list[ModelPlan]
+    devices: list[DevicePlan]
+
+
+class FootprintStatus(Struct):
+    """What was learned of one launch, in bytes.
+
+    predicted_bytes, source   what was reserved for it, and where that came from; `error` how far off that was, as a share of the truth
+    measured_bytes   the most it took, 0 = not measured; `devices_bytes` and `host_bytes` are its parts
+    least_bytes      it ran out of memory with less than this, 0 = it never did
+    loads            how often it became ready; `last_seen_unix` when it was measured last, 0 = in this run
+    """
+
+    model_id: str
+    launch: str
+    predicted_bytes: int
+    source: str
+    measured_bytes: int
+    error: float | None
+    devices_bytes: dict[str, int]
+    host_bytes: int
+    least_bytes: int
+    loads: int
+    last_seen_unix: int
+
+
+class Footprints(Struct):
+    footprints: list[FootprintStatus]
+
+
 class Usage(Struct):
     prompt_tokens: int
     completion_tokens: int

@@ -27,7 +27,6 @@ KEYS = (
 )
 _FLAGS = ("ctx", "parallel", "ubatch", "kv_type", "flash_attn", "ngl")
 """Flags that stand for the setting `llama_…` of the same name, and take what that takes."""
-BAR_CELLS = 24
 _PARAMETER_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
 
 
@@ -76,26 +75,15 @@ def as_text(spec: ModelSpec, seen: Inspection) -> str:
     wide = max(len(name) for name, _ in facts)
     lines = [client.plain(spec.id), *(f"  {name.ljust(wide)}  {client.plain(text)}" for name, text in facts), ""]
     most = max((part.bytes for part in seen.parts), default=0)
+    amounts = [client.mib(part.bytes) for part in seen.parts] + [client.mib(seen.total_bytes)]
+    wide = max(len(amount) for amount in amounts)
     rows = [
-        [f"  {part.name}", mib(part.bytes), _certainty(part.name, str(part.source), seen), bar(part.bytes, most)] for part in seen.parts
+        [f"  {part.name}", amount.rjust(wide), _certainty(part.name, str(part.source), seen), client.bar(part.bytes, most)]
+        for part, amount in zip(seen.parts, amounts, strict=False)
     ]
-    rows.append(["  sum", mib(seen.total_bytes), "", ""])
-    wide_mib = max(len(str(row[1])) for row in rows)
-    head = ["  PART", "MIB".rjust(wide_mib), "SOURCE", ""]
-    lines.append(client.table(head, [[row[0], str(row[1]).rjust(wide_mib), row[2], row[3]] for row in rows]))
+    rows.append(["  sum", amounts[-1].rjust(wide), str(seen.source), ""])
+    lines.append(client.table(["  PART", "MiB".rjust(wide), "SOURCE", ""], rows))
     return "\n".join(lines)
-
-
-def bar(size: float, most: float, cells: int = BAR_CELLS) -> str:
-    """A bar of at most `cells` characters; something that is not nothing shows at least one."""
-    if size <= 0 or most <= 0:
-        return ""
-    return "█" * max(1, min(cells, round(cells * size / most)))
-
-
-def mib(size: int) -> str:
-    """Bytes in MiB with one digit behind the point."""
-    return f"{size / (1 << 20):,.1f}"
 
 
 def parameters(count: int) -> str:
@@ -107,6 +95,8 @@ def parameters(count: int) -> str:
 
 
 def _facts(spec: ModelSpec, seen: Inspection) -> list[tuple[str, str]]:
+    from modeld.cli.client import mib
+
     options = spec.options
     files = f"{len(spec.parts)} files" if len(spec.parts) > 1 else "1 file"
     slots = f"{options.parallel} slot{'s' if options.parallel > 1 else ''}"

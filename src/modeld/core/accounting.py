@@ -14,7 +14,7 @@ from typing import assert_never
 
 from modeld.core.book import Book
 from modeld.core.bookings import Bookings
-from modeld.core.footprint import Footprint, Learned, Source, as_vector
+from modeld.core.footprint import Footprint, Learned, Source, When, as_vector, in_short
 from modeld.core.instance import Instance
 from modeld.core.lifecycle import State
 from modeld.core.messages import FootprintMeasured, FootprintProbed, FootprintsLearned, MemorySeen, ProbeFailed, Remember
@@ -52,7 +52,9 @@ class Accounting:
         if cost is not None and cost.key and measured.complete:
             known = self._book.known.learned.get(cost.key) or Learned(instance.model)
             marks = measured.at_least(known.footprint)
-            said = replace(known, footprint=marks, predicted_bytes=cost.total_bytes, source=cost.source)
+            loads = known.loads + (event.when is When.READY)
+            launch = in_short(instance.spec.options)
+            said = replace(known, footprint=marks, predicted_bytes=cost.total_bytes, source=cost.source, launch=launch, loads=loads)
             self._do.learn(instance, cost.key, said)
             measured = marks
         self._correct(instance, measured)
