@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl
 
-from modeld.api import schemas
+from msgspec import Struct
+
 from modeld.api.route import Call, Parameter, Reply, Route, Scope
 from modeld.api.schemas import encode
+from modeld.core import whatif
 from modeld.core.footprint import Learned
-from modeld.core.whatif import DevicePlan, ModelPlan, WhatIf
 from modeld.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -20,6 +21,89 @@ if TYPE_CHECKING:
 
 MODELS_MAX: Final = 64
 """So many models may be named in one question."""
+
+
+class PartStatus(Struct):
+    """One part of what a model takes. `source` is declared, learned, probed or formula; `on_host`: beside the device."""
+
+    name: str
+    bytes: int
+    source: str
+    on_host: bool
+
+
+class ModelPlan(Struct):
+    """What would become of one model. MB means MiB, contexts are tokens.
+
+    verdict     loaded, fits, soon, evicts, waits, no_room, too_large, unavailable, unknown or external; `why` says it in a sentence
+    need_mb     what it takes, 0 = unknown; `parts` add up to it, `source` is where the sum comes from
+    devices_mb  where it is or would be
+    evicts      idle models that would go for it; `waits_for` those whose answers or loads it would have to wait for
+    ctx         the context it would be started with; `ctx_alone` the largest that fits if all that may be evicted were, `ctx_beside`
+                beside all that is held; 0 = none fits. `ctx_train` is what it was trained for
+    """
+
+    model_id: str
+    verdict: str
+    why: str
+    need_mb: int
+    source: str
+    parts: list[PartStatus]
+    devices_mb: dict[str, int]
+    evicts: list[str]
+    waits_for: list[str]
+    ctx: int
+    ctx_train: int
+    ctx_alone: int
+    ctx_beside: int
+    degraded: list[str]
+
+
+class DevicePlan(Struct):
+    """One device, MiB. `room_mb` is what may be used of it, null = unlimited; `foreign_mb` what other programs hold; `held_mb` by model."""
+
+    id: str
+    budget_mb: int
+    room_mb: int | None
+    foreign_mb: int
+    held_mb: dict[str, int]
+
+
+class Plan(Struct):
+    """`named`: models were named and taken together, one after the other. `fits`: all may be resident at the same time; `together`: those
+    that may. Nothing was loaded or evicted for this answer."""
+
+    named: bool
+    fits: bool
+    together: list[str]
+    models: list[ModelPlan]
+    devices: list[DevicePlan]
+
+
+class FootprintStatus(Struct):
+    """What was learned of one launch, in bytes.
+
+    predicted_bytes, source   what was reserved for it, and where that came from; `error` how far off that was, as a share of the truth
+    measured_bytes   the most it took, 0 = not measured; `devices_bytes` and `host_bytes` are its parts
+    least_bytes      it ran out of memory with less than this, 0 = it never did
+    loads            how often it became ready; `last_seen_unix` when it was measured last, 0 = in this run
+    """
+
+    model_id: str
+    launch: str
+    predicted_bytes: int
+    source: str
+    measured_bytes: int
+    error: float | None
+    devices_bytes: dict[str, int]
+    host_bytes: int
+    least_bytes: int
+    loads: int
+    last_seen_unix: int
+
+
+class Footprints(Struct):
+    footprints: list[FootprintStatus]
 
 
 class Plans:
@@ -38,7 +122,7 @@ class Plans:
                 Scope.READ,
                 "What would happen if these models were asked for. Loads and evicts nothing.",
                 self.plan,
-                answer=schemas.Plan,
+                answer=Plan,
                 parameters=(named,),
             ),
             Route(
@@ -47,7 +131,7 @@ class Plans:
                 Scope.READ,
                 "What models really took, beside what was predicted.",
                 self.footprints,
-                answer=schemas.Footprints,
+                answer=Footprints,
             ),
         ]
 
@@ -63,9 +147,9 @@ class Plans:
         return Reply(200, encode(as_footprints(self._driver.footprints())))
 
 
-def as_plan(seen: WhatIf) -> schemas.Plan:
+def as_plan(seen: whatif.WhatIf) -> Plan:
     """The answer of /plan."""
-    return schemas.Plan(
+    return Plan(
         named=seen.named,
         fits=seen.fits,
         together=list(seen.together),
@@ -74,20 +158,20 @@ def as_plan(seen: WhatIf) -> schemas.Plan:
     )
 
 
-def as_footprints(learned: Iterable[Learned]) -> schemas.Footprints:
+def as_footprints(learned: Iterable[Learned]) -> Footprints:
     """The answer of /footprints."""
-    return schemas.Footprints([_footprint(one) for one in learned])
+    return Footprints([_footprint(one) for one in learned])
 
 
-def _model(one: ModelPlan) -> schemas.ModelPlan:
+def _model(one: whatif.ModelPlan) -> ModelPlan:
     parts = one.need.parts if one.need is not None else ()
-    return schemas.ModelPlan(
+    return ModelPlan(
         model_id=one.model,
         verdict=one.verdict,
         why=one.why,
         need_mb=one.need.total_mb if one.need is not None else 0,
         source=one.need.source if one.need is not None else "",
-        parts=[schemas.PartStatus(part.name, part.bytes, part.source, part.on_host) for part in parts],
+        parts=[PartStatus(part.name, part.bytes, part.source, part.on_host) for part in parts],
         devices_mb={str(device): held for device, held in one.place_mb.items()},
         evicts=list(one.evicts),
         waits_for=list(one.waits_for),
@@ -99,14 +183,14 @@ def _model(one: ModelPlan) -> schemas.ModelPlan:
     )
 
 
-def _device(one: DevicePlan) -> schemas.DevicePlan:
+def _device(one: whatif.DevicePlan) -> DevicePlan:
     held = {str(model): held for model, held in one.held_mb.items()}
-    return schemas.DevicePlan(one.id, one.budget_mb, one.room_mb, one.foreign_mb, held)
+    return DevicePlan(one.id, one.budget_mb, one.room_mb, one.foreign_mb, held)
 
 
-def _footprint(one: Learned) -> schemas.FootprintStatus:
+def _footprint(one: Learned) -> FootprintStatus:
     truth = one.footprint
-    return schemas.FootprintStatus(
+    return FootprintStatus(
         model_id=one.model,
         launch=one.launch,
         predicted_bytes=one.predicted_bytes,

@@ -27,7 +27,7 @@ from modeld.catalog.headers import HASH_BYTES, Facts, HeaderCache, printable
 from modeld.catalog.kinds import kind_of, modalities, reads_whole
 from modeld.catalog.launch import ModelOverride, PartialOptions, resolve_options, usable_cpu_count
 from modeld.catalog.layers import ENCODERS
-from modeld.catalog.names import LATEST, fold, quant_by_name, shown_name, tag_names
+from modeld.catalog.names import LATEST, fold, quant_by_name, shown_name, stem, tag_names
 from modeld.core.model import MemoryShape, ModelId, ModelSpec
 from modeld.errors import UnknownModel
 
@@ -339,16 +339,16 @@ def bare_spec(draft: Draft, facts: Mapping[str, Facts]) -> ModelSpec:
     files = [*draft.parts, draft.projector] if draft.projector else draft.parts
     known = [file.status for file in files if file.status]
     marks = ";".join(f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}" for status in known)
-    stem = draft.short[: -len(SUFFIX)]
+    bare = stem(draft.short)
     return ModelSpec(
         id=draft.id,
         path=draft.parts[0].path,
         parts=tuple(part.path for part in draft.parts),
         size_bytes=sum(part.status.st_size for part in draft.parts if part.status),
         fingerprint=hashlib.sha256(marks.encode()).hexdigest()[:16],
-        name=head.name or stem,
+        name=head.name or bare,
         family=head.family,
-        quant=head.quant or quant_by_name(stem),
+        quant=head.quant or quant_by_name(bare),
         ctx_train=head.ctx_train,
         memory=_memory(draft.facts),
         header_hash=_header_hash(draft.facts),
