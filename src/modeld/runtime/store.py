@@ -36,7 +36,8 @@ CLOSE_SECONDS_MAX: Final = 2.0
 _SCHEMA: Final = """
 CREATE TABLE launches (
     setup TEXT NOT NULL, launch_key TEXT NOT NULL, header_hash TEXT NOT NULL, model TEXT NOT NULL, footprint BLOB,
-    least_bytes INTEGER NOT NULL, predicted_bytes INTEGER NOT NULL, source TEXT NOT NULL, loads INTEGER NOT NULL, seen REAL NOT NULL, PRIMARY KEY (setup, launch_key)
+    least_bytes INTEGER NOT NULL, predicted_bytes INTEGER NOT NULL, source TEXT NOT NULL, loads INTEGER NOT NULL,
+    seen REAL NOT NULL, PRIMARY KEY (setup, launch_key)
 );
 CREATE TABLE probes (
     setup TEXT NOT NULL, probe_key TEXT NOT NULL, header_hash TEXT NOT NULL, probe BLOB NOT NULL, seen REAL NOT NULL,
@@ -174,7 +175,15 @@ class Store:
 
     def _write_launch(self, connection: sqlite3.Connection, what: Remember, learned: Learned) -> None:
         footprint = None if learned.footprint is None else msgspec.json.encode(learned.footprint)
-        row = [self._setup, what.key, what.header_hash, str(learned.model), footprint, learned.least_bytes, learned.predicted_bytes]
+        row: list[object] = [
+            self._setup,
+            what.key,
+            what.header_hash,
+            str(learned.model),
+            footprint,
+            learned.least_bytes,
+            learned.predicted_bytes,
+        ]
         row += [learned.source.value, learned.loads, self._now()]
         connection.execute("INSERT OR REPLACE INTO launches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
