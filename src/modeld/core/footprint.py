@@ -87,8 +87,9 @@ class Learned:
     footprint    high-water marks; None while no launch with this key was measured
     least_bytes  it ran out of memory with less than this
     predicted_bytes, source   what was reserved for the launch that was measured last
-    launch       its options in short, for people; `loads` how often it became ready, `seen_unix` when it was measured last (the store's
-                 word; 0 = in this run)
+    loads        so many were measured when they were ready
+    launch       its options in short, for people
+    seen_unix    when it was measured last, as the store remembers it; 0 = not before this run
     """
 
     model: ModelId
@@ -96,8 +97,8 @@ class Learned:
     least_bytes: int = 0
     predicted_bytes: int = 0
     source: Source = Source.FORMULA
-    launch: str = ""
     loads: int = 0
+    launch: str = ""
     seen_unix: float = 0.0
 
     @property
