@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import assert_never
 
 from modeld.core.book import Book
@@ -53,8 +52,7 @@ class Accounting:
             known = self._book.known.learned.get(cost.key) or Learned(instance.model)
             marks = measured.at_least(known.footprint)
             loads = known.loads + (event.when is When.READY)
-            launch = in_short(instance.spec.options)
-            said = replace(known, footprint=marks, predicted_bytes=cost.total_bytes, source=cost.source, launch=launch, loads=loads)
+            said = Learned(instance.model, marks, known.least_bytes, cost.total_bytes, cost.source, loads, in_short(instance.spec.options))
             self._do.learn(instance, cost.key, said)
             measured = marks
         self._correct(instance, measured)

@@ -89,7 +89,7 @@ class Learned:
     predicted_bytes, source   what was reserved for the launch that was measured last
     loads        so many were measured when they were ready
     launch       its options in short, for people
-    seen_unix    when it was measured last, as the store remembers it; 0 = not before this run
+    seen_unix    when it was measured last, by the store's word; 0 = in this run
     """
 
     model: ModelId
