@@ -23,7 +23,7 @@ MODELS_MAX: Final = 64
 """So many models may be named in one question."""
 
 
-class PartStatus(Struct):
+class PlanPart(Struct):
     """One part of what a model takes. `source` is declared, learned, probed or formula; `on_host`: beside the device."""
 
     name: str
@@ -48,7 +48,7 @@ class ModelPlan(Struct):
     why: str
     need_mb: int
     source: str
-    parts: list[PartStatus]
+    parts: list[PlanPart]
     devices_mb: dict[str, int]
     evicts: list[str]
     waits_for: list[str]
@@ -171,7 +171,7 @@ def _model(one: whatif.ModelPlan) -> ModelPlan:
         why=one.why,
         need_mb=one.need.total_mb if one.need is not None else 0,
         source=one.need.source if one.need is not None else "",
-        parts=[PartStatus(part.name, part.bytes, part.source, part.on_host) for part in parts],
+        parts=[PlanPart(part.name, part.bytes, part.source, part.on_host) for part in parts],
         devices_mb={str(device): held for device, held in one.place_mb.items()},
         evicts=list(one.evicts),
         waits_for=list(one.waits_for),
