@@ -200,6 +200,7 @@ class Catalog:
             preload=override.preload,
             ttl_seconds=override.ttl_seconds,
             priority=override.priority,
+            degrade=override.degrade,
         )
 
 
