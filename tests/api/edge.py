@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, field
@@ -20,8 +20,11 @@ from modeld.api.metrics import Metrics
 from modeld.api.protocol import ProtocolLimits, make_protocol
 from modeld.api.server import App, EdgeOptions, build_app
 from modeld.catalog.models import ModelTable
-from modeld.core.model import LOCAL, InstanceId, LaunchOptions, ModelId, ModelSpec, Priority, Request
+from modeld.core.footprint import Learned
+from modeld.core.model import LOCAL, InstanceId, LaunchOptions, Limits, ModelId, ModelSpec, Priority, Request
+from modeld.core.scheduler import Scheduler
 from modeld.core.snapshot import DeviceView, Explanation, InstanceView, LineView, Snapshot
+from modeld.core.whatif import WhatIf
 from modeld.errors import InstanceFault, ModeldError, Unloaded
 from modeld.runtime.driver import Driver
 from modeld.runtime.feed import Feed
@@ -186,6 +189,7 @@ class FakeDriver:
     hold: bool = False
     seen: Snapshot = field(default_factory=snapshot)
     told: Explanation = field(default_factory=lambda: Explanation({}, ()))
+    learned: tuple[Learned, ...] = ()
     requests: list[Request] = field(default_factory=list)
     leases: list[FakeLease] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
@@ -203,6 +207,12 @@ class FakeDriver:
 
     def snapshot(self, *, estimates: bool = True) -> Snapshot:
         return self.seen
+
+    def what_if(self, models: Sequence[ModelId]) -> WhatIf:
+        return Scheduler(Limits(budget_mb={LOCAL: 1000}), {SPEC.id: SPEC, BROKEN.id: BROKEN}).what_if(models, 0.0)
+
+    def footprints(self) -> tuple[Learned, ...]:
+        return self.learned
 
     def explain(self) -> Explanation:
         return self.told

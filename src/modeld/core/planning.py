@@ -110,6 +110,10 @@ class Planner:
 
     # --- residents ----------------------------------------------------------------------------------------------------
 
+    def candidates(self, now: float) -> list[Candidate]:
+        """Who may be evicted at all, for those who ask what would be."""
+        return self._candidates(now)
+
     def _candidates(self, now: float) -> list[Candidate]:
         """Who may be evicted at all: never the pinned, never what is not ours, never what is on its way out already."""
         book = self._book
