@@ -172,7 +172,8 @@ def test_what_auto_means_is_what_the_code_chooses() -> None:
     assert f"| `llama_kv_type` | {chosen.kv_type} |" in text
     assert f"| `llama_cache_ram_mb` | {chosen.cache_ram_mb}:" in text
     rows = set(re.findall(r"`(llama_\w+)`", "".join(re.findall(r"^\| (`llama_[^|]+) \|", text, re.MULTILINE))))
-    assert rows == {key for key, item in TABLE.items() if item.per_model} - {"llama_extra_args"}
+    assert f"| `llama_ctx_checkpoints` | {chosen.ctx_checkpoints}:" in text
+    assert rows == {key for key, item in TABLE.items() if item.per_model and key.startswith("llama_")} - {"llama_extra_args"}
 
 
 # --- engines.md -------------------------------------------------------------------------------------------------------

@@ -202,6 +202,7 @@ def finished(spec: ModelSpec, head: Facts, override: ModelOverride, aliases: tup
         preload=override.preload,
         ttl_seconds=override.ttl_seconds,
         priority=override.priority,
+        degrade=override.degrade,
     )
 
 

@@ -64,6 +64,13 @@ class Footprint:
         device_bytes = {name: max(self.device_bytes.get(name, 0), other.device_bytes.get(name, 0)) for name in names}
         return Footprint(device_bytes, max(self.host_bytes, other.host_bytes), self.complete or other.complete)
 
+    def peak(self, other: Footprint | None) -> Footprint:
+        """The higher mark of two launches. They may have run on devices of different names: those are never added up."""
+        if other is None:
+            return self
+        larger = max(self, other, key=lambda one: sum(one.device_bytes.values()))
+        return Footprint(larger.device_bytes, max(self.host_bytes, other.host_bytes), self.complete or other.complete)
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:

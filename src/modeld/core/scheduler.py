@@ -122,7 +122,6 @@ class Scheduler:
                 self._refuse_misfits([freed.model])  # settings or pins may have changed since its line was let in
             case FootprintMeasured() | FootprintProbed() | ProbeFailed() | FootprintsLearned() | MemorySeen():
                 self._accounting.take(event, now)
-                self._refuse_misfits([event.model] if isinstance(event, FootprintProbed) else ())
             case ModelTableReplaced(models):
                 self._replace_models(models, now)
             case SettingsReplaced(limits):
@@ -210,7 +209,7 @@ class Scheduler:
         rank = 0 if spec is None else book.rank_of(request, spec)
         ahead = 0 if line is None else line.ahead_of(rank)
         open_now = instance is not None and instance.state is State.READY and instance.suspect_until <= now
-        fits = not known or instance is not None or bool(book.places(model))
+        fits = not known or instance is not None or not book.is_misfit(model)
 
         def outlook() -> admission.Outlook:
             expected = forecast(book, model, now, ahead=ahead)
@@ -379,7 +378,7 @@ class Scheduler:
         """Lines of models that could never fit any more; wishes too. Of all that wait for room, or of `models`."""
         book = self._book
         for model in [*(model for _, _, model in book.demands), *book.wishes] if models is None else models:
-            if model in book.models and model not in book.by_model and not book.places(model):
+            if model in book.models and model not in book.by_model and book.is_misfit(model):
                 available = max((limit or 0 for limit in book.capacity(model).values()), default=0)
                 misfit = admission.never_fits(book.models[model], book.need(model), available)
                 self._do.refuse_line(model, misfit)
@@ -413,8 +412,8 @@ class Scheduler:
             if do.replan:  # 2
                 do.replan = False
                 self._planner.run(now)
-                if do.pins_moved:
-                    do.pins_moved = False
+                if do.look_for_misfits:
+                    do.look_for_misfits = False
                     self._refuse_misfits()
             self._settle(now)
             if not do.replan:

@@ -34,6 +34,7 @@ from modeld.core.messages import (
     LeaseFailed,
     LeaseReleased,
     MemoryFreed,
+    MemorySeen,
     ProbeFootprint,
     ProgressChecked,
     Refuse,
@@ -326,7 +327,8 @@ class Driver:
         except InvariantError as error:
             self._broken(event, error)
             return
-        self.journal.record(now, event, commands)
+        if commands or not isinstance(event, MemorySeen):  # one every other second would drive all else out of the ring
+            self.journal.record(now, event, commands)
         if self._trace is not None:
             self._trace.record(now, event, commands)
         changes = self._scheduler.take_changes()
