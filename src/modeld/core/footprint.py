@@ -87,6 +87,7 @@ class Learned:
     footprint    high-water marks; None while no launch with this key was measured
     least_bytes  it ran out of memory with less than this
     predicted_bytes, source   what was reserved for the launch that was measured last
+    loads        so many were measured when they were ready
     """
 
     model: ModelId
@@ -94,6 +95,7 @@ class Learned:
     least_bytes: int = 0
     predicted_bytes: int = 0
     source: Source = Source.FORMULA
+    loads: int = 0
 
 
 @dataclass(frozen=True, slots=True)
