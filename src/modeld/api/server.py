@@ -122,6 +122,7 @@ def build_app(
         relay,
         table=table,
         snapshot=driver.snapshot,
+        need=driver.need,
         explain=driver.explain,
         exits=exits,
         engine=engine,
@@ -129,7 +130,7 @@ def build_app(
     )
     routes = [
         *native.routes(),
-        *OpenAI(relay, passthrough, table=table, snapshot=driver.snapshot).routes(),
+        *OpenAI(relay, passthrough, driver, table=table).routes(),
         *LlamaCpp(relay, passthrough).routes(),
         *Ollama(relay, table=table, snapshot=driver.snapshot, engine=engine).routes(),
         *Admin(relay, driver).routes(),
