@@ -96,7 +96,7 @@ def test_every_error_is_explained() -> None:
 
 
 def test_every_route_is_explained() -> None:
-    driver = SimpleNamespace(snapshot=None, explain=None)  # asked for nothing while the table is made
+    driver = SimpleNamespace(snapshot=None, explain=None, need=None)  # asked for nothing while the table is made
     app = build_app(EdgeOptions(), driver=driver, feed=Feed(), table=no_table, metrics=Metrics("1"))  # type: ignore[arg-type]
     routes = {f"{route.method} {route.path}" for route in app.routes}
     assert {"POST /infer", "POST /v1/messages"} <= routes
@@ -118,6 +118,7 @@ def test_every_field_is_explained() -> None:
         schemas.Model,
         schemas.Status,
         schemas.InstanceStatus,
+        schemas.PartStatus,
         schemas.QueueStatus,
         schemas.WaitStatus,
         schemas.DeviceStatus,

@@ -20,7 +20,8 @@ from modeld.api.metrics import Metrics
 from modeld.api.protocol import ProtocolLimits, make_protocol
 from modeld.api.server import App, EdgeOptions, build_app
 from modeld.catalog.models import ModelTable
-from modeld.core.footprint import Learned
+from modeld.core.estimate import Need
+from modeld.core.footprint import Learned, Source
 from modeld.core.model import LOCAL, InstanceId, LaunchOptions, Limits, ModelId, ModelSpec, Priority, Request
 from modeld.core.scheduler import Scheduler
 from modeld.core.snapshot import DeviceView, Explanation, InstanceView, LineView, Snapshot
@@ -169,6 +170,7 @@ class FakeLease:
     tokens: int = 0
     revoke: Callable[[ModeldError], None] | None = None
     progress: Exchange | None = None
+    degraded: tuple[str, ...] = ()
 
     def follow(self, progress: Exchange) -> None:
         self.progress = progress
@@ -197,6 +199,8 @@ class FakeDriver:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     faults: list[ModeldError] = field(default_factory=list)
     again: asyncio.Event = field(default_factory=asyncio.Event)
+    given_up: list[tuple[str, ...]] = field(default_factory=list)
+    """What was given up of the instance of each grant, first to last; of the last one from then on."""
 
     def __post_init__(self) -> None:
         self.again.set()
@@ -216,6 +220,15 @@ class FakeDriver:
 
     def explain(self) -> Explanation:
         return self.told
+
+    def need(self, model: ModelId) -> Need:
+        return Need(77, Source.FORMULA)
+
+    def launch(self, model: ModelId) -> ModelSpec:
+        return {SPEC.id: SPEC, BROKEN.id: BROKEN}.get(model, SPEC)
+
+    def degraded(self, model: ModelId) -> tuple[str, ...]:
+        return self.given_up[0] if self.given_up else ()
 
     def note(self, end: str) -> None:
         self.ends.append(end)
@@ -264,6 +277,9 @@ class FakePending:
     def _grant(self) -> None:
         if not self._granted.done():
             lease = FakeLease(FakeServed(Endpoint(socket=self._driver.upstream.path)), self._request)
+            lease.degraded = self._driver.degraded(self._request.model)
+            if len(self._driver.given_up) > 1:
+                self._driver.given_up.pop(0)
             self._driver.leases.append(lease)
             self._granted.set_result(lease)
 

@@ -123,6 +123,7 @@ def build_app(
         relay,
         table=table,
         snapshot=driver.snapshot,
+        need=driver.need,
         explain=driver.explain,
         exits=exits,
         engine=engine,
@@ -131,7 +132,7 @@ def build_app(
     routes = [
         *native.routes(),
         *Plans(driver, table).routes(),
-        *OpenAI(relay, passthrough, table=table, snapshot=driver.snapshot).routes(),
+        *OpenAI(relay, passthrough, driver, table=table).routes(),
         *LlamaCpp(relay, passthrough).routes(),
         *Ollama(relay, table=table, snapshot=driver.snapshot, engine=engine).routes(),
         *Admin(relay, driver).routes(),

@@ -175,6 +175,16 @@ class Scheduler:
         """What a model of the catalogue would take if it were started now, by all that is known."""
         return self._book.need(model)
 
+    def launch(self, model: ModelId) -> ModelSpec:
+        """What a model of the catalogue would be started with now: fitted to the room there could be."""
+        return self._book.spec(model)
+
+    def degraded(self, model: ModelId) -> tuple[str, ...]:
+        """What was given up of the instance that runs, in words; without one, what would be. Nothing for a model nobody knows."""
+        if (instance := self._book.by_model.get(model)) is not None:
+            return instance.spec.degraded
+        return self._book.spec(model).degraded if model in self._book.models else ()
+
     def pin_refusal(self, model: ModelId) -> ModeldError | None:
         """Why PinChanged(model, True) would be ignored now, or None. A read for whoever asks: the door looks again."""
         return pin_refusal(self._book, model)

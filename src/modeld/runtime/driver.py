@@ -96,12 +96,14 @@ class Recorder(Protocol):
 class Lease:
     """A slot of a ready instance, held while a request runs."""
 
-    __slots__ = ("_granted_at", "_on_revoke", "_progress", "_revoked", "instance", "request", "served", "tokens")
+    __slots__ = ("_granted_at", "_on_revoke", "_progress", "_revoked", "degraded", "instance", "request", "served", "tokens")
 
-    def __init__(self, request: Request, instance: InstanceId, served: Served, granted_at: float) -> None:
+    def __init__(self, request: Request, instance: InstanceId, served: Served, granted_at: float, degraded: tuple[str, ...] = ()) -> None:
         self.request = request
         self.instance = instance
         self.served = served
+        self.degraded = degraded
+        """What of the instance was given up to make it fit, in words."""
         self._granted_at = granted_at
         self._progress: Progress | None = None
         self.tokens = 0
@@ -289,6 +291,14 @@ class Driver:
         """What a model of the catalogue would take if it were started now, by all that is known."""
         return self._scheduler.need(model)
 
+    def launch(self, model: ModelId) -> ModelSpec:
+        """What a model of the catalogue would be started with now: its context may be less than what was asked for."""
+        return self._scheduler.launch(model)
+
+    def degraded(self, model: ModelId) -> tuple[str, ...]:
+        """What was given up of a model to make it fit, in words of the settings; of one that does not run, what would be."""
+        return self._scheduler.degraded(model)
+
     def pin_refusal(self, model: ModelId) -> ModeldError | None:
         """Why `model` cannot be pinned now, or None."""
         return self._scheduler.pin_refusal(model)
@@ -410,7 +420,7 @@ class Driver:
             return
         del self._pending[request]
         self._observer.observe_wait(now - waiting.since)
-        self._leases[request] = lease = Lease(waiting.request, instance, served, now)
+        self._leases[request] = lease = Lease(waiting.request, instance, served, now, self._scheduler.degraded(waiting.request.model))
         waiting.granted.set_result(lease)
 
     def _refuse(self, request: RequestId, error: ModeldError, now: float) -> None:
