@@ -96,6 +96,8 @@ LATENT: Final = frozenset(("deepseek2", "deepseek32", "glm-dsa", "kimi-linear", 
 INDEXED: Final = frozenset(("deepseek32", "glm-dsa"))
 SHARED_AFTER: Final = {"gemma3n": 20}
 """Layers from here on use the cache of an earlier one."""
+DOUBLED: Final = frozenset(("gemma3n", "gemma4"))
+"""Where the token table is the output head too, llama.cpp has it twice wherever the two lie: it makes the head's copy first."""
 NO_FLASH: Final = frozenset(("grok",))
 SKIPS_PREDICTION: Final = frozenset(
     (
@@ -149,6 +151,9 @@ def memory_shape(header: Header) -> MemoryShape:
         no_flash=family in NO_FLASH,
         certain=family in CERTAIN and header.extents_known,
         layers=layers.trunk,
+        heads_kv=max(layers.heads_kv, default=0) if family not in NO_CACHE else 0,
+        key_length=_per_head(layers, "key_length"),
+        value_length=_per_head(layers, "value_length"),
     )
 
 
@@ -164,13 +169,15 @@ def loaded_bytes(header: Header) -> int:
     """Bytes of the tensors of one file that are loaded; 0 when one has a type unknown here."""
     blocks = trunk_blocks(header)
     total = sum(header.tensor_bytes.values()) + sum(size for number, size in header.block_bytes.items() if not blocks or number < blocks)
+    if header.metadata.get("general.architecture") in DOUBLED and "output.weight" not in header.tensor_bytes:
+        total += header.tensor_bytes.get("token_embd.weight", 0)
     return min(total, BYTES_MAX) if header.extents_known else 0
 
 
 def tied_bytes(header: Header) -> int:
     """Bytes of the token table where the model has no output head of its own."""
     family = header.metadata.get("general.architecture")
-    if family in ENCODERS or "output.weight" in header.tensor_bytes:
+    if family in ENCODERS or family in DOUBLED or "output.weight" in header.tensor_bytes:
         return 0
     return min(header.tensor_bytes.get("token_embd.weight", 0), BYTES_MAX)
 
@@ -181,6 +188,12 @@ def _layers(data: Metadata, family: str) -> _Layers:
     heads_kv = _per_layer(data.get(f"{family}.attention.head_count_kv"), count) or heads
     trunk = max(0, count - _number(data.get(f"{family}.nextn_predict_layers")))
     return _Layers(data, family, count, trunk, heads, heads_kv, _number(data.get(f"{family}.embedding_length")))
+
+
+def _per_head(layers: _Layers, key: str) -> int:
+    """Elements per head; llama.cpp's default is the embedding divided by the heads of the first layer."""
+    first = next(iter(layers.heads), 0)
+    return layers.number(f"attention.{key}", layers.embedding // first if first else 0)
 
 
 def _attention(layers: _Layers) -> list[tuple[int, int, int]]:
@@ -204,9 +217,8 @@ def _rows(layers: _Layers, index: int, windowed: bool) -> tuple[int, int]:
     """Elements of a cell's key row and value row in one layer."""
     if index >= len(layers.heads_kv):
         return 0, 0
-    first = next((count for count in layers.heads[:1]), 0)
-    default = layers.embedding // first if first else 0
-    key, value = layers.number("attention.key_length", default), layers.number("attention.value_length", default)
+    first = next(iter(layers.heads), 0)
+    key, value = _per_head(layers, "key_length"), _per_head(layers, "value_length")
     if windowed:
         key, value = layers.number("attention.key_length_swa", key), layers.number("attention.value_length_swa", value)
     if not first and layers.family != "plamo2":  # llama.cpp takes a model whose first layer has no heads for one without attention

@@ -10,12 +10,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import assert_never
 
 from modeld.core.book import Book
 from modeld.core.bookings import Bookings
-from modeld.core.footprint import Footprint, Learned, as_vector
+from modeld.core.footprint import Footprint, Learned, When, as_vector, in_short
 from modeld.core.instance import Instance
 from modeld.core.lifecycle import State
 from modeld.core.messages import FootprintMeasured, FootprintProbed, FootprintsLearned, MemorySeen, ProbeFailed, Remember
@@ -53,7 +52,8 @@ class Accounting:
         if cost is not None and cost.key and measured.complete:
             known = self._book.known.learned.get(cost.key) or Learned(instance.model)
             marks = measured.peak(known.footprint)
-            said = replace(known, footprint=marks, least_bytes=0, predicted_bytes=cost.total_bytes, source=cost.source)
+            loads = known.loads + (event.when is When.READY)
+            said = Learned(instance.model, marks, 0, cost.total_bytes, cost.source, loads, in_short(instance.spec.options))
             self._do.learn(instance, cost.key, said)
             may_fall = may_fall and marks == measured
         self._correct(instance, measured, may_fall=may_fall)

@@ -240,14 +240,14 @@ class Book:
         budget = self.limits.budget_mb.get(device, 0)
         if budget == 0:
             return None
-        return budget if device == HOST else budget - self.limits.margin_mb
+        return budget - self.limits.kept_free_mb(device)
 
     def room_mb(self, device: DeviceId) -> int | None:
         """What of it we may have now: `limit_mb`, or less while other programs hold some of it."""
         limit, total = self.limit_mb(device), self.totals_mb.get(device)
         if limit is None or total is None:
             return limit
-        return min(limit, total - self.foreign.settled_mb(device) - (0 if device == HOST else self.limits.margin_mb))
+        return min(limit, total - self.foreign.settled_mb(device) - self.limits.kept_free_mb(device))
 
     def spec(self, model: ModelId) -> ModelSpec:
         """What `model` would be started with now: the catalogue's word, fitted to what the devices could have."""

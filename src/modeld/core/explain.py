@@ -7,6 +7,7 @@ from modeld.core import placement
 from modeld.core.book import Book
 from modeld.core.forecast import forecast
 from modeld.core.instance import Instance
+from modeld.core.ledger import Hold
 from modeld.core.lifecycle import State
 from modeld.core.model import HOST, DeviceId, InstanceId, ModelId, Priority
 from modeld.core.queues import Waiting
@@ -69,6 +70,8 @@ def _device(book: Book, device: DeviceId) -> DeviceView:
         room_mb=book.room_mb(device),
         total_mb=book.totals_mb.get(device, 0),
         foreign_mb=book.foreign.settled_mb(device),
+        reserved_mb=book.ledger.held_as(device, Hold.RESERVED),
+        committed_mb=book.ledger.held_as(device, Hold.COMMITTED),
     )
 
 

@@ -82,6 +82,10 @@ class Planner:
 
     # --- demands ------------------------------------------------------------------------------------------------------
 
+    def demands(self, now: float) -> Iterator[Demand]:
+        """Who waits for room, in the order of their turn, for those who ask what would be."""
+        return self._demands(self._book.due_count(now), now)
+
     def _demands(self, due: int, now: float) -> Iterator[Demand]:
         """The first `due` demands, then the others."""
         book = self._book
@@ -109,6 +113,10 @@ class Planner:
         return Demand(model, book.places(model), due, checked)
 
     # --- residents ----------------------------------------------------------------------------------------------------
+
+    def candidates(self, now: float) -> list[Candidate]:
+        """Who may be evicted at all, for those who ask what would be."""
+        return self._candidates(now)
 
     def _candidates(self, now: float) -> list[Candidate]:
         """Who may be evicted at all: never the pinned, never what is not ours, never what is on its way out already."""
