@@ -12,6 +12,7 @@ from modeld.core.messages import (
     InstanceExited,
     InstanceFailed,
     InstanceReady,
+    LeaseFailed,
     LeaseReleased,
     LoadRequested,
     MemoryFreed,
@@ -341,3 +342,25 @@ def test_pinned_models_are_never_in_the_way_of_their_own_second_try() -> None:
     play = Play([sized("a", 40)], budget=130).at(0, PinChanged(A, True), LoadRequested(A)).gives("start 1/a")
     play.at(1, *oom(1, "a")).gives("remember header of a", "start 2/a")
     assert play.instance("a").devices_mb == {LOCAL: 130}
+
+
+# --- it ran out of memory while it served -----------------------------------------------------------------------------
+
+
+def test_one_that_dies_of_its_first_request_gets_more_the_next_time() -> None:
+    """Nothing of what it wanted was ever measured: else it would be started with too little again and again, beside idle others."""
+    play = loaded(Play([*idle("b"), sized("a", 40)], budget=170), "b", "a")
+    play.at(1, took(2, "a", 100)).gives("remember header of a").at(2, arrive("r1", "a")).gives("grant r1 2/a")
+    play.at(3, LeaseFailed(r("r1"), True), InstanceExited(i(2, "a"), code=-6, ran_out=True), MemoryFreed(i(2, "a")))
+    play.gives("remember header of a", "stop 1/b evicted for a").at(4, *gone(1, "b")).gives("start 3/a")
+    assert play.instance("a").devices_mb == {LOCAL: 125}
+    play.at(5, InstanceReady(i(3, "a")), took(3, "a", 100)).gives("grant r1 3/a", "remember header of a")
+    assert play.instance("a").devices_mb == {LOCAL: 125}  # what it wants with a request is still to come
+    play.at(6, took(3, "a", 110, when=When.FIRST)).gives("remember header of a")
+    assert play.instance("a").devices_mb == {LOCAL: 110}
+
+
+def test_one_that_dies_of_something_else_is_booked_as_before() -> None:
+    play = loaded(Play([sized("a", 40)], budget=500), "a").at(1, took(1, "a", 100))
+    play.at(2, InstanceExited(i(1, "a"), code=-11), MemoryFreed(i(1, "a"))).at(9, arrive("r1", "a")).gives("start 2/a")
+    assert play.instance("a").devices_mb == {LOCAL: 100}

@@ -239,7 +239,7 @@ class Supervisor:
     def _end(self, instance: InstanceId, spec: ModelSpec, report: ExitReport) -> None:
         del self._entries[instance]
         self.exits.append((time.time(), spec.id, report))
-        self._post(InstanceExited(instance, report.code, report.reason))
+        self._post(InstanceExited(instance, report.code, report.reason, report.ran_out))
         self._post(MemoryFreed(instance))
 
     def _on_progress(self, instance: InstanceId, fraction: float) -> None:

@@ -377,9 +377,9 @@ class Pressure:
         child.stopping = child.ending = True
         self.after(self.dice.uniform(0.05, 0.8), lambda: self._exit(child, 0))
 
-    def _exit(self, child: Child, code: int) -> None:
+    def _exit(self, child: Child, code: int, *, ran_out: bool = False) -> None:
         del self.machine.children[child.instance]
-        self.feed(InstanceExited(child.instance, code=code))
+        self.feed(InstanceExited(child.instance, code=code, ran_out=ran_out))
         self.after(self.dice.uniform(0.0, 0.2), lambda: self.feed(MemoryFreed(child.instance)))
 
     # --- requests that run --------------------------------------------------------------------------------------------
@@ -399,7 +399,7 @@ class Pressure:
             self.tally.died += 1
             child.stopping = child.ending = True
             self.after(0.01, lambda: self._lost(request))
-            self.after(0.05, lambda: self._exit(child, -9))
+            self.after(0.05, lambda: self._exit(child, -6, ran_out=True))
 
     def _served(self, request: RequestId, asking: Asking, instance: InstanceId) -> None:
         if self.asking.get(request) is not asking or asking.instance != instance or asking.done:

@@ -20,13 +20,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from modeld.core.footprint import launch_key, mib
+from modeld.core.footprint import When, launch_key, mib
 from modeld.core.lifecycle import State
 from modeld.core.messages import (
     Command,
     Event,
     FootprintMeasured,
     FootprintsLearned,
+    InstanceExited,
     InstanceFailed,
     InstanceReady,
     MemoryFreed,
@@ -111,7 +112,7 @@ class Referee:
         """The scheduler took `event` and gave `commands`. Raises Violation."""
         self._now = now
         self._take(event)
-        matters = isinstance(event, FootprintMeasured | InstanceFailed | MemorySeen)
+        matters = isinstance(event, FootprintMeasured | InstanceFailed | InstanceExited | MemorySeen)
         if not commands and not matters:
             return
         snapshot = self._scheduler.snapshot(now, estimates=False)
@@ -137,21 +138,28 @@ class Referee:
 
     def _take(self, event: Event) -> None:
         match event:
+            case InstanceExited(instance, ran_out=True):
+                self._ran.setdefault(self._held[instance].spec.id, Ran(0, times=0))
             case MemoryFreed(instance):
                 self._held.pop(instance, None)
             case InstanceReady(instance):
                 if instance in self._held:
                     self._held[instance].ready = True
-                    self._ran.pop(self._held[instance].spec.id, None)
+                    self._came_through(self._held[instance].spec.id)
             case FootprintsLearned(learned):
                 self._marks |= {key: mib(one.footprint.total_bytes) for key, one in learned.items() if one.footprint is not None}
-            case FootprintMeasured(instance, footprint):
-                self._known(instance, complete=footprint.complete)
+            case FootprintMeasured(instance, footprint, when):
+                self._known(instance, when, complete=footprint.complete)
             case MemorySeen(devices):
                 for device, memory in devices.items():
                     self._seen.setdefault(device, Seen()).add(self._now, memory.foreign_mb)
             case _:
                 pass
+
+    def _came_through(self, model: ModelId) -> None:
+        """It is ready: from now on it has two tries again."""
+        if (ran := self._ran.get(model)) is not None:
+            ran.times = 0
 
     def fail(self, name: str, detail: str) -> None:
         raise Violation(name, detail, self._seed, self._now)
@@ -197,7 +205,7 @@ class Referee:
 
     # --- measured -----------------------------------------------------------------------------------------------------
 
-    def _known(self, instance: InstanceId, *, complete: bool) -> None:
+    def _known(self, instance: InstanceId, when: When, *, complete: bool) -> None:
         """It was measured: from now on it is known what is held."""
         held, child = self._held.get(instance), self._machine.children.get(instance)
         if held is None or child is None or child.ending:
@@ -210,7 +218,7 @@ class Referee:
         if complete:
             key = launch_key(spec)
             self._marks[key] = max(self._marks.get(key, 0), sum(mb.values()))
-            if (ran := self._ran.get(spec.id)) is not None:
+            if when is not When.READY and (ran := self._ran.get(spec.id)) is not None:
                 ran.binding = False
 
     def _measured(self, event: FootprintMeasured, views: Mapping[InstanceId, InstanceView]) -> None:
@@ -223,7 +231,8 @@ class Referee:
         for device, amount in held.mb.items():
             if view.devices_mb.get(device, 0) < amount:
                 self.fail("ledger", f"{event.instance} takes {amount} MB of {device}, {view.devices_mb.get(device, 0)} MB are held for it")
-        if event.footprint.complete and spec.vram_mb is None and sum(mb.values()) == self._marks[launch_key(spec)]:
+        settled = event.when is not When.READY or spec.id not in self._ran
+        if settled and event.footprint.complete and spec.vram_mb is None and sum(mb.values()) == self._marks[launch_key(spec)]:
             booked = {device: amount for device, amount in view.devices_mb.items() if amount}
             if booked != {device: amount for device, amount in mb.items() if amount}:
                 self.fail("ledger", f"{event.instance} takes {mb}, {booked} is held for it")
@@ -264,7 +273,7 @@ class Referee:
     # --- others -------------------------------------------------------------------------------------------------------
 
     def _spikes(self, event: Event, snapshot: Snapshot) -> None:
-        failed = isinstance(event, InstanceFailed) and isinstance(event.error, OutOfMemory)
+        failed = isinstance(event, InstanceExited) or (isinstance(event, InstanceFailed) and isinstance(event.error, OutOfMemory))
         for view in snapshot.devices:
             before = self._foreign_mb.get(view.id)
             self._foreign_mb[view.id] = view.foreign_mb
@@ -289,7 +298,7 @@ class Referee:
             return
         if isinstance(event, FootprintMeasured) and event.instance in {view.id for view in victims}:
             self.fail("thrashed", f"{event.instance} grew, and goes for it itself")
-        going = {view.id: view for view in victims}
+        going = {stop.instance: views[stop.instance] for stop in stops}
         short = self._short_mb(snapshot, without=going)
         for view in victims:
             rest = {device: mb - sum(one.devices_mb.get(device, 0) for one in victims if one is not view) for device, mb in short.items()}
