@@ -11,6 +11,7 @@ REPORTS := reports
 UNIT_WORKERS ?= 2
 SIM_WORKERS ?= 2
 EVENTS ?= 1500000
+SEQUENCES ?= 1000
 TEST_TIMEOUT ?= 60
 E2E_TIMEOUT ?= 120
 COVERAGE_FLOOR := 90
@@ -38,8 +39,8 @@ install: ## Make .venv and a working .venv/bin/modeld
 	@sh scripts/venv.sh run
 
 ##@ Check
-.PHONY: test lint unit sim mutants sim-table e2e-py coverage bench bench-relay bench-start bench-core bench-fairness chaos dev
-test: lint unit sim e2e-py coverage ## Everything CI runs: lint, unit, sim, e2e-py and the coverage floor
+.PHONY: test lint unit sim squeeze mutants sim-table e2e-py coverage bench bench-relay bench-start bench-core bench-fairness chaos dev
+test: lint unit sim squeeze e2e-py coverage ## Everything CI runs: lint, unit, sim, squeeze, e2e-py and the coverage floor
 
 lint: dev ## ruff, mypy --strict, the import layers and the house rules
 	$(BIN)/ruff check
@@ -54,6 +55,9 @@ unit: dev $(NEEDS_STARTER) ## All tests below the whole daemon
 
 sim: dev ## The real scheduler through 1.5 million events and every fault (EVENTS=100000 for fewer)
 	$(BIN)/python -m modeld.simulation.campaign --events $(EVENTS) --workers $(SIM_WORKERS) --out $(REPORTS) $(ARGS)
+
+squeeze: dev ## 1,000 random load sequences at the edge of the budget, with figures that are wrong by half (SEQUENCES=100 for fewer)
+	$(BIN)/python -m modeld.simulation.squeeze --sequences $(SEQUENCES) --workers $(SIM_WORKERS) $(ARGS)
 
 mutants: dev ## Plant bugs in the scheduler, each must be caught by the simulation; minutes
 	$(BIN)/python -m modeld.simulation.planted --workers $(SIM_WORKERS) $(ARGS)

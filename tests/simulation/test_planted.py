@@ -69,7 +69,7 @@ def test_it_is_too_late_once_core_is_imported() -> None:
 
 
 def test_a_seed_that_core_as_it_is_violates_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(planted, "judge", lambda seed: Verdict("", "slots", seed, 1, detail="made up") if seed == 2 else None)
+    monkeypatch.setattr(planted, "judge", lambda seed, by: Verdict("", "slots", seed, 1, detail="made up") if seed == 2 else None)
     monkeypatch.setattr(planted.multiprocessing, "get_context", lambda _: FakeContext())
     assert planted.clean_seeds(range(4), 1) == [0, 1, 3]
     assert "seed 2 is left out, core as it is violates slots: made up" in capsys.readouterr().out

@@ -7,10 +7,18 @@ A mutation whose text is not found exactly once is an error: it has silently sto
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 class Misplaced(Exception):
     """A mutation does not apply to the source as it is now."""
+
+
+class Judge(StrEnum):
+    """Who is to catch a bug: the world with its faults, or loads at the edge of the budget."""
+
+    WORLD = "world"
+    SQUEEZE = "squeeze"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +31,7 @@ class Mutant:
     new: str
     means: str
     peer: str = ""
+    judge: Judge = Judge.WORLD
 
     @property
     def module(self) -> str:

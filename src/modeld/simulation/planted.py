@@ -23,16 +23,18 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import CodeType, FrameType, ModuleType
 from typing import Final
 
-from modeld.simulation.mutants import Mutant
+from modeld.simulation.mutants import Judge, Mutant
 from modeld.simulation.mutants_lines import LINES
+from modeld.simulation.mutants_memory import MEMORY
 from modeld.simulation.mutants_room import ROOM
 
-MUTANTS: Final = (*ROOM, *LINES)
+MUTANTS: Final = (*ROOM, *LINES, *MEMORY)
 CORE: Final = Path(__file__).resolve().parent.parent / "core"
 FIRST_SEEDS: Final = 16
 RARE: Final = (33, 40, 51, 54, 67, 111, 122, 137, 198, 758, 1231, 1455)
@@ -100,20 +102,25 @@ def catch(task: tuple[Mutant | None, Sequence[int]]) -> Verdict:
     mutant, seeds = task
     if mutant is not None:
         plant(mutant)
-    name = "" if mutant is None else mutant.name
+    name, by = ("", Judge.WORLD) if mutant is None else (mutant.name, mutant.judge)
     count = 0
     for count, seed in enumerate(seeds, start=1):
-        verdict = judge(seed)
+        verdict = judge(seed, by)
         if verdict is not None:
             return replace(verdict, name=name, seeds=count)
     return Verdict(name, seeds=count)
 
 
-def judge(seed: int) -> Verdict | None:
+def judge(seed: int, by: Judge = Judge.WORLD) -> Verdict | None:
     """The story of one seed: what it violated, or None."""
-    generate, seen, worlds = (importlib.import_module(f"modeld.simulation.{name}") for name in ("generate", "seen", "world"))
-    story = generate.story(seed)
-    world = worlds.World(story.workload, faults=story.faults, seed=seed)
+    generate, seen, worlds, pressure = (
+        importlib.import_module(f"modeld.simulation.{name}") for name in ("generate", "seen", "world", "pressure")
+    )
+    if by is Judge.SQUEEZE:
+        world = pressure.Pressure(seed)
+    else:
+        story = generate.story(seed)
+        world = worlds.World(story.workload, faults=story.faults, seed=seed)
     gc.disable()
     signal.signal(signal.SIGALRM, _hangs)
     signal.alarm(SEED_SECONDS)
@@ -134,9 +141,9 @@ def _hangs(signum: int, frame: FrameType | None) -> None:
     raise TimeoutError(f"no end after {SEED_SECONDS} s")
 
 
-def is_clean(seed: int) -> tuple[int, Verdict | None]:
+def is_clean(seed: int, by: Judge) -> tuple[int, Verdict | None]:
     """Core as it is, on one seed."""
-    return seed, judge(seed)
+    return seed, judge(seed, by)
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
@@ -146,12 +153,17 @@ def run(mutants: Sequence[Mutant], workers: int, seeds_max: int = SEEDS) -> Iter
     """The verdict on each mutant, in no order. Raises Misplaced when one does not apply, before anything runs."""
     for mutant in mutants:
         mutant.planted((CORE / mutant.file).read_text(encoding="utf-8"))
-    left = list(mutants)
+    for by in Judge:
+        yield from _run([mutant for mutant in mutants if mutant.judge is by], by, workers, seeds_max)
+
+
+def _run(left: list[Mutant], by: Judge, workers: int, seeds_max: int) -> Iterator[Verdict]:
+    """Those that one judge is to catch."""
     tried: dict[str, int] = {}
     for seeds in rounds(seeds_max):
         if not left or not seeds:
             break
-        clean = clean_seeds(seeds, workers)
+        clean = clean_seeds(seeds, workers, by)
         survivors: list[Mutant] = []
         by_name = {mutant.name: mutant for mutant in left}
         for verdict in _apart(((mutant, clean) for mutant in left), workers):
@@ -174,11 +186,11 @@ def rounds(seeds_max: int) -> list[list[int]]:
     return [order[:first], order[first:second], order[second:]]
 
 
-def clean_seeds(seeds: Sequence[int], workers: int) -> list[int]:
+def clean_seeds(seeds: Sequence[int], workers: int, by: Judge = Judge.WORLD) -> list[int]:
     """Those on which core as it is violates nothing; the others are named."""
     clean: list[int] = []
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        for seed, verdict in pool.imap(is_clean, seeds, chunksize=8):
+        for seed, verdict in pool.imap(partial(is_clean, by=by), seeds, chunksize=8):
             if verdict is None:
                 clean.append(seed)
             else:

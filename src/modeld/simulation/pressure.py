@@ -119,6 +119,11 @@ class Pressure:
         self.scheduler = Scheduler(self.limits, self.models)
         self.referee = Referee(self.scheduler, self.limits, self.models, self.machine, seed)
 
+    @property
+    def events(self) -> int:
+        """So many were handed to the scheduler."""
+        return self.tally.events
+
     # --- what there is ------------------------------------------------------------------------------------------------
 
     def _devices(self) -> None:
@@ -226,6 +231,8 @@ class Pressure:
         self.tally.events += 1
         if self.tally.events % 16 == 0:
             self.scheduler.check_invariants()
+            if any(self.machine.free_mb(device) < 0 for device in self.machine.total_mb):
+                raise Violation("machine", "more is held than there is", self.seed, self.now)
         self.referee.after(event, commands, self.now)
         for command in commands:
             self._carry_out(command)

@@ -7,7 +7,7 @@ ledger          what was measured is held in the ledger
 spike           what others hold counts once it lasted, or once a load ran out of memory
 thrashed        evicted for lack of memory: the deficit only, never the busy, the pinned, or what grew just now
 relieved        who could go goes, as long as more is held than may be
-first_try       a load that ran out of memory is tried once more before anybody hears of it; then they hear numbers
+second_try       a load that ran out of memory is tried once more before anybody hears of it; then they hear numbers
 asked_twice     llama.cpp is asked once about a launch
 dry_pass        nobody waits for a dry pass about another model
 """
@@ -248,9 +248,11 @@ class Referee:
         told = [one.error.message for one in commands if isinstance(one, Refuse) and isinstance(one.error, OutOfMemory)]
         if before is None or before.times % 2 == 0:
             if told:
-                self.fail("first_try", f"{event.instance} ran out of memory once, and its line was refused")
+                self.fail("second_try", f"{event.instance} ran out of memory once, and its line was refused")
+        elif not told and any(line.model == model for line in snapshot.lines):
+            self.fail("second_try", f"{event.instance} ran out of memory twice, and the line hears nothing")
         elif any("twice" not in text or len(re.findall(r"\d+ MB", text)) < 2 for text in told):
-            self.fail("first_try", f"{event.instance} ran out of memory twice, and the line hears no numbers: {told[0]}")
+            self.fail("second_try", f"{event.instance} ran out of memory twice, and the line hears no numbers: {told[0]}")
         free = {view.id: view.room_mb - view.used_mb for view in snapshot.devices if view.room_mb is not None}
         was_there = all(free.get(device, 0) >= 0 for device in held.mb)
         room = [mb for device, mb in self.limits_mb().items() if device != HOST]
