@@ -46,6 +46,8 @@ from modeld.runtime.background import in_background
 from modeld.runtime.driver import Driver
 from modeld.runtime.feed import Feed
 from modeld.runtime.hostmemory import mapped_mb, read_host_memory
+from modeld.runtime.meter import Meter
+from modeld.runtime.store import Store
 from modeld.runtime.supervisor import Supervisor
 from modeld.runtime.trace import TraceWriter
 
@@ -58,6 +60,7 @@ EXIT_INTERNAL: Final = 70
 
 HEADER_CACHE: Final = "headers-{folder:08x}.json"
 """One for each models folder that this state folder has seen."""
+FOOTPRINTS: Final = "footprints.sqlite"
 MEMORY_SECONDS: Final = 2.0
 """How often the machine's memory is looked at while a budget depends on it: it tells nobody when another program takes some."""
 LAST_SECONDS: Final = 0.5
@@ -114,6 +117,7 @@ class Daemon:
         self._engine: EngineInfo | None = None
         self._adapter: Adapter | None = None
         self._supervisor: Supervisor | None = None
+        self._store: Store | None = None
         self._budget = Budget()
         self._stop = asyncio.Event()
         self._first_look: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -202,6 +206,8 @@ class Daemon:
         try:
             await self._serve_models()
         finally:
+            if self._store is not None:
+                await self._store.close()
             if self._adapter is not None:
                 await self._adapter.close()
 
@@ -222,8 +228,14 @@ class Daemon:
             self._notes = (engine.warning,)
         if isinstance(self._adapter, EmbeddedAdapter) and (named := settings.models_with_extra_args()):
             raise ConfigError(f"llama_extra_args ({named}) need a llama-server binary: set llama_bin, or leave them out")
-        self._supervisor = supervisor = Supervisor(self._adapter, self._driver.post)
+        post = self._driver.post
+        if not isinstance(self._adapter, ExternalAdapter):  # the memory of a server that runs elsewhere is not ours
+            self._store = Store(settings.state_dir / FOOTPRINTS, f"{engine.build} on {', '.join(engine.devices)}")
+        keep = None if self._store is None else self._store.remember
+        self._supervisor = supervisor = Supervisor(self._adapter, post, keep=keep, meter=Meter(post))
         self._driver.attach(supervisor)
+        if self._store is not None:
+            post(await self._store.open())
         await self._find_budget()
         async with asyncio.TaskGroup() as group:
             group.create_task(supervisor.run(), name="supervisor")
