@@ -254,10 +254,12 @@ class Daemon:
             margin_mb = budget.host_margin_mb if device == HOST else budget.margin_mb
             log.info("memory of %s: %s", device, f"{budget_mb} MiB, {margin_mb} of them kept free" if budget_mb else "no budget")
 
-    async def _device_facts(self) -> tuple[DeviceFacts, ...]:
+    async def _device_facts(self) -> tuple[DeviceFacts, ...] | None:
         """The devices beside the CPU, as the engine names them. What they have is not known yet: then it is no limit."""
         found = await self._adapter.devices() if isinstance(self._adapter, EmbeddedAdapter) else None
-        return tuple(DeviceFacts(one.name, one.name, 0, one.kind == "IGPU") for one in found or () if one.kind in ("GPU", "IGPU"))
+        if found is None:
+            return None
+        return tuple(DeviceFacts(one.name, one.name, 0, one.kind == "IGPU") for one in found if one.kind in ("GPU", "IGPU"))
 
     async def _watch_memory(self) -> None:
         """Nobody tells us what other programs take: look again and again."""
