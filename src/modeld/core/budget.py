@@ -60,8 +60,8 @@ class Budget:
     margin_mb: int = 0
     host_margin_mb: int = 0
     one_pool: bool = True
-    cpu_only: bool = False
     names: Mapping[DeviceId, tuple[str, ...]] = field(default_factory=dict)
+    cpu_only: bool = False
 
     @property
     def is_limited(self) -> bool:

@@ -258,7 +258,7 @@ class Supervisor:
     def _end(self, instance: InstanceId, spec: ModelSpec, report: ExitReport) -> None:
         del self._entries[instance]
         self.exits.append((time.time(), spec.id, report))
-        self._post(InstanceExited(instance, report.code, report.reason))
+        self._post(InstanceExited(instance, report.code, report.reason, report.ran_out))
 
     def _on_progress(self, instance: InstanceId, fraction: float) -> None:
         entry = self._entries.get(instance)

@@ -31,11 +31,13 @@ class ExitReport:
     """How a child ended. `code` is the exit code, negative = the signal; None where there was no process.
 
     `reason` is one short plain sentence without a path; `log_tail` are the last lines the child wrote.
+    `ran_out`: by these, of memory.
     """
 
     code: int | None
     reason: str
     log_tail: tuple[str, ...] = ()
+    ran_out: bool = False
 
 
 class Served(ABC):

@@ -225,7 +225,7 @@ class ServedProcess(Served):
 
     async def exited(self) -> ExitReport:
         code = await asyncio.shield(self._child.exit)
-        return ExitReport(code, self._reason(code), self.log_tail())
+        return ExitReport(code, self._reason(code), self.log_tail(), not self._child.stop_asked and self._says_out_of_memory())
 
     def stop(self) -> None:
         self._child.stop()
@@ -327,12 +327,15 @@ class ServedProcess(Served):
             return LoadFailed("This build of llama.cpp does not know the model's architecture.", detail=detail)
         return LoadFailed("The model server could not load the model: the file or an argument is not right for it.", detail=detail)
 
+    def _says_out_of_memory(self) -> bool:
+        return any(OUT_OF_MEMORY.search(line) for line in self._child.log_tail())
+
     def _reason(self, code: int) -> str:
         if isinstance(self._fault, LoadStalled):
             return f"stalled while it loaded; {_ending(code)}"
         if self._child.stop_asked:
             return "killed" if self._child.kill_sent else "stopped"
-        if any(OUT_OF_MEMORY.search(line) for line in self._child.log_tail()):
+        if self._says_out_of_memory():
             return f"ran out of memory; {_ending(code)}"
         if code == -9:
             return "killed (signal 9): by hand, or because memory ran out"
