@@ -18,10 +18,13 @@ from modeld.api.protocol import ProtocolLimits
 from modeld.api.server import EdgeOptions, build_app
 from modeld.catalog import launch
 from modeld.catalog.models import ModelTable
+from modeld.cli.inspect import KEYS
 from modeld.config.settings import TABLE
 from modeld.core.estimate import need
+from modeld.core.footprint import Source
 from modeld.core.lifecycle import Signal, State, as_markdown
 from modeld.core.model import AttentionLayers, KvType, LaunchOptions, MemoryShape, ModelId, ModelSpec
+from modeld.core.whatif import Verdict
 from modeld.runtime.child import _ALLOWED, LOG_LINES_MAX
 from modeld.runtime.feed import Feed
 from modeld.runtime.supervisor import EXITS_MAX
@@ -93,7 +96,7 @@ def test_every_error_is_explained() -> None:
 
 
 def test_every_route_is_explained() -> None:
-    driver = SimpleNamespace(snapshot=None, explain=None)  # asked for nothing while the table is made
+    driver = SimpleNamespace(snapshot=None, explain=None, need=None)  # asked for nothing while the table is made
     app = build_app(EdgeOptions(), driver=driver, feed=Feed(), table=no_table, metrics=Metrics("1"))  # type: ignore[arg-type]
     routes = {f"{route.method} {route.path}" for route in app.routes}
     assert {"POST /infer", "POST /v1/messages"} <= routes
@@ -115,6 +118,7 @@ def test_every_field_is_explained() -> None:
         schemas.Model,
         schemas.Status,
         schemas.InstanceStatus,
+        schemas.PartStatus,
         schemas.QueueStatus,
         schemas.WaitStatus,
         schemas.DeviceStatus,
@@ -169,7 +173,8 @@ def test_what_auto_means_is_what_the_code_chooses() -> None:
     assert f"| `llama_kv_type` | {chosen.kv_type} |" in text
     assert f"| `llama_cache_ram_mb` | {chosen.cache_ram_mb}:" in text
     rows = set(re.findall(r"`(llama_\w+)`", "".join(re.findall(r"^\| (`llama_[^|]+) \|", text, re.MULTILINE))))
-    assert rows == {key for key, item in TABLE.items() if item.per_model} - {"llama_extra_args"}
+    assert f"| `llama_ctx_checkpoints` | {chosen.ctx_checkpoints}:" in text
+    assert rows == {key for key, item in TABLE.items() if item.per_model and key.startswith("llama_")} - {"llama_extra_args"}
 
 
 # --- engines.md -------------------------------------------------------------------------------------------------------
@@ -181,6 +186,24 @@ def test_the_names_that_a_child_inherits_are_those_of_the_code() -> None:
     assert [name for name in names if not _ALLOWED.fullmatch(name.replace("*", "X"))] == []
     words = set(re.findall(r"[A-Z][A-Z_]{1,}", _ALLOWED.pattern)) - {"A-Z", "Z"}
     assert sorted(word for word in words if not any(name.removesuffix("*").rstrip("_") == word.rstrip("_") for name in names)) == []
+
+
+# --- memory.md --------------------------------------------------------------------------------------------------------
+
+
+def told(text: str) -> set[str]:
+    """What stands in backquotes in the first column of a table."""
+    return {word for cell in re.findall(r"^\| (`[^|]+) \|", text, re.MULTILINE) for word in re.findall(r"`(\w+)`", cell)}
+
+
+def test_every_key_verdict_and_source_is_explained() -> None:
+    text = page("memory.md")
+    inspecting, planning = (text.partition(f"## Reading `modeld {verb}`")[2].partition("\n## ")[0] for verb in ("inspect", "plan"))
+    assert told(inspecting) == set(KEYS)
+    assert told(planning) == {verdict.value for verdict in Verdict} - {"unknown"}
+    assert told(text.partition("## Where a figure comes from")[2].partition("\n## ")[0]) == {source.value for source in Source} - {
+        "external"
+    }
 
 
 # --- all --------------------------------------------------------------------------------------------------------------

@@ -32,9 +32,10 @@ from modeld.catalog import starter
 from modeld.catalog.models import Catalog, ModelTable
 from modeld.catalog.progress import ConsoleProgress
 from modeld.config import Loaded, Settings
-from modeld.core.estimate import need
-from modeld.core.messages import LoadRequested, ModelTableReplaced, ShutdownRequested
-from modeld.core.model import ModelSpec
+from modeld.core.budget import Budget, DeviceFacts, resolve, seen
+from modeld.core.footprint import DeviceMemory
+from modeld.core.messages import LoadRequested, MemorySeen, ModelTableReplaced, SettingsReplaced, ShutdownRequested
+from modeld.core.model import HOST, LOCAL, DeviceId, ModelSpec
 from modeld.core.scheduler import Scheduler
 from modeld.errors import ConfigError, Draining, InvariantError, ModeldError, UnknownModel, UpstreamUnreachable
 from modeld.runtime.adapters.choice import choose
@@ -44,6 +45,7 @@ from modeld.runtime.adapters.interface import Adapter, EngineInfo
 from modeld.runtime.background import in_background
 from modeld.runtime.driver import Driver
 from modeld.runtime.feed import Feed
+from modeld.runtime.hostmemory import mapped_mb, read_host_memory
 from modeld.runtime.supervisor import Supervisor
 from modeld.runtime.trace import TraceWriter
 
@@ -56,6 +58,8 @@ EXIT_INTERNAL: Final = 70
 
 HEADER_CACHE: Final = "headers-{folder:08x}.json"
 """One for each models folder that this state folder has seen."""
+MEMORY_SECONDS: Final = 2.0
+"""How often the machine's memory is looked at while a budget depends on it: it tells nobody when another program takes some."""
 LAST_SECONDS: Final = 0.5
 """From the killing of what is left to the end of the process, whatever happens."""
 
@@ -110,6 +114,7 @@ class Daemon:
         self._engine: EngineInfo | None = None
         self._adapter: Adapter | None = None
         self._supervisor: Supervisor | None = None
+        self._budget = Budget()
         self._stop = asyncio.Event()
         self._first_look: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._look = asyncio.Event()
@@ -219,9 +224,45 @@ class Daemon:
             raise ConfigError(f"llama_extra_args ({named}) need a llama-server binary: set llama_bin, or leave them out")
         self._supervisor = supervisor = Supervisor(self._adapter, self._driver.post)
         self._driver.attach(supervisor)
+        await self._find_budget()
         async with asyncio.TaskGroup() as group:
             group.create_task(supervisor.run(), name="supervisor")
             group.create_task(self._watch(), name="folder")
+            if self._budget.is_limited:
+                group.create_task(self._watch_memory(), name="memory")
+
+    async def _find_budget(self) -> None:
+        """Before the first model is known: what the ledger may give out. Raises ConfigError for a device that is not there."""
+        if isinstance(self._adapter, ExternalAdapter):
+            return  # its memory is not ours
+        host = await in_background(read_host_memory, name="memory")
+        self._budget = budget = resolve(self._settings.budget_wish(), await self._device_facts(), host.total_mb)
+        self._driver.post(SettingsReplaced(budget.put_into(self._settings.limits())))
+        for device, budget_mb in budget.budget_mb.items():
+            margin_mb = budget.host_margin_mb if device == HOST else budget.margin_mb
+            log.info("memory of %s: %s", device, f"{budget_mb} MiB, {margin_mb} of them kept free" if budget_mb else "no budget")
+
+    async def _device_facts(self) -> tuple[DeviceFacts, ...]:
+        """The devices beside the CPU, as the engine names them. What they have is not known yet: then it is no limit."""
+        found = await self._adapter.devices() if isinstance(self._adapter, EmbeddedAdapter) else None
+        return tuple(DeviceFacts(one.name, one.name, 0, one.kind == "IGPU") for one in found or () if one.kind in ("GPU", "IGPU"))
+
+    async def _watch_memory(self) -> None:
+        """Nobody tells us what other programs take: look again and again."""
+        while not self._stop.is_set():
+            self._driver.post(MemorySeen(await self._look_at_memory()))
+            await asyncio.sleep(MEMORY_SECONDS)
+
+    async def _look_at_memory(self) -> dict[DeviceId, DeviceMemory]:
+        """Host memory. What the ledger holds of it is ours: what was measured, and until then what was reserved."""
+        now = self._driver.snapshot(estimates=False)
+        pool = LOCAL if self._budget.one_pool else HOST
+        ours_mb = sum(view.used_mb for view in now.devices if view.id == pool)
+        pids = [view.pid for view in now.instances if view.pid is not None] if self._budget.one_pool else []
+        host, mapped = await in_background(lambda: (read_host_memory(), mapped_mb(pids)), name="memory")
+        if not host.total_mb:
+            return {}
+        return seen(self._budget, {}, DeviceMemory(host.total_mb, max(0, host.free_mb - mapped), ours_mb))
 
     async def _watch(self) -> None:
         """The file system cannot tell us of changes on every mount: look again and again."""
@@ -244,19 +285,25 @@ class Daemon:
             log.info("%d model%s in %s", len(table.models), "s" if len(table.models) > 1 else "", where)
         elif not isinstance(self._adapter, ExternalAdapter):
             log.warning("no model in %s: put a .gguf file there, or run `modeld pull starter`", where)
-        pins = {spec.id: need(spec).total_mb for spec in table.models.values() if spec.pinned and spec.unavailable is None}
-        pinned_mb, room_mb = sum(pins.values()), settings.vram_budget_mb - settings.vram_margin_mb
-        if settings.vram_budget_mb and pinned_mb > room_mb:
-            each = ", ".join(f"{model} {size_mb} MiB" for model, size_mb in pins.items())
-            raise ConfigError(
-                f"the pinned models need {pinned_mb} MiB together ({each}), more than vram_budget_mb - vram_margin_mb = {room_mb}; "
-                "unpin one or raise the budget"
-            )
+        self._check_pins(table)
         if settings.default_model is not None and table.models:
             try:
                 table.resolve(settings.default_model)
             except UnknownModel as error:
                 log.warning("default_model: %s", error.message)
+
+    def _check_pins(self, table: ModelTable) -> None:
+        """Raises ConfigError when the models that the settings pin do not fit together."""
+        limits = self._budget.budget_mb
+        rooms = [mb - self._budget.margin_mb for device, mb in limits.items() if device != HOST]
+        pins = {spec.id: self._driver.need(spec.id).total_mb for spec in table.models.values() if spec.pinned and spec.unavailable is None}
+        pinned_mb, room_mb = sum(pins.values()), sum(rooms)
+        if pinned_mb > room_mb and all(mb for device, mb in limits.items() if device != HOST):
+            each = ", ".join(f"{model} {size_mb} MiB" for model, size_mb in pins.items())
+            raise ConfigError(
+                f"the pinned models need {pinned_mb} MiB together ({each}), more than vram_budget_mb - vram_margin_mb = {room_mb}; "
+                "unpin one or raise the budget"
+            )
 
     async def _known_table(self) -> ModelTable:
         """The catalogue; a request that comes before the first look at the folder waits for it. Raises what an external server lacks."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, field
@@ -20,8 +20,12 @@ from modeld.api.metrics import Metrics
 from modeld.api.protocol import ProtocolLimits, make_protocol
 from modeld.api.server import App, EdgeOptions, build_app
 from modeld.catalog.models import ModelTable
-from modeld.core.model import LOCAL, InstanceId, LaunchOptions, ModelId, ModelSpec, Priority, Request
+from modeld.core.estimate import Need
+from modeld.core.footprint import Learned, Source
+from modeld.core.model import LOCAL, InstanceId, LaunchOptions, Limits, ModelId, ModelSpec, Priority, Request
+from modeld.core.scheduler import Scheduler
 from modeld.core.snapshot import DeviceView, Explanation, InstanceView, LineView, Snapshot
+from modeld.core.whatif import WhatIf
 from modeld.errors import InstanceFault, ModeldError, Unloaded
 from modeld.runtime.driver import Driver
 from modeld.runtime.feed import Feed
@@ -166,6 +170,7 @@ class FakeLease:
     tokens: int = 0
     revoke: Callable[[ModeldError], None] | None = None
     progress: Exchange | None = None
+    degraded: tuple[str, ...] = ()
 
     def follow(self, progress: Exchange) -> None:
         self.progress = progress
@@ -186,6 +191,7 @@ class FakeDriver:
     hold: bool = False
     seen: Snapshot = field(default_factory=snapshot)
     told: Explanation = field(default_factory=lambda: Explanation({}, ()))
+    learned: tuple[Learned, ...] = ()
     requests: list[Request] = field(default_factory=list)
     leases: list[FakeLease] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
@@ -193,6 +199,8 @@ class FakeDriver:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     faults: list[ModeldError] = field(default_factory=list)
     again: asyncio.Event = field(default_factory=asyncio.Event)
+    given_up: list[tuple[str, ...]] = field(default_factory=list)
+    """What was given up of the instance of each grant, first to last; of the last one from then on."""
 
     def __post_init__(self) -> None:
         self.again.set()
@@ -204,8 +212,23 @@ class FakeDriver:
     def snapshot(self, *, estimates: bool = True) -> Snapshot:
         return self.seen
 
+    def what_if(self, models: Sequence[ModelId]) -> WhatIf:
+        return Scheduler(Limits(budget_mb={LOCAL: 1000}), {SPEC.id: SPEC, BROKEN.id: BROKEN}).what_if(models, 0.0)
+
+    def footprints(self) -> tuple[Learned, ...]:
+        return self.learned
+
     def explain(self) -> Explanation:
         return self.told
+
+    def need(self, model: ModelId) -> Need:
+        return Need(77, Source.FORMULA)
+
+    def launch(self, model: ModelId) -> ModelSpec:
+        return {SPEC.id: SPEC, BROKEN.id: BROKEN}.get(model, SPEC)
+
+    def degraded(self, model: ModelId) -> tuple[str, ...]:
+        return self.given_up[0] if self.given_up else ()
 
     def note(self, end: str) -> None:
         self.ends.append(end)
@@ -254,6 +277,9 @@ class FakePending:
     def _grant(self) -> None:
         if not self._granted.done():
             lease = FakeLease(FakeServed(Endpoint(socket=self._driver.upstream.path)), self._request)
+            lease.degraded = self._driver.degraded(self._request.model)
+            if len(self._driver.given_up) > 1:
+                self._driver.given_up.pop(0)
             self._driver.leases.append(lease)
             self._granted.set_result(lease)
 

@@ -3,9 +3,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from api.edge import SPEC, snapshot
 from modeld.api.metrics import UNMATCHED, Metrics
 from modeld.api.usage import TokenUsage
+from modeld.core.estimate import Need, Part
+from modeld.core.footprint import Footprint, Source
+from modeld.core.model import HOST, LOCAL, ModelId
+from modeld.core.snapshot import DeviceView
 from modeld.runtime.adapters.interface import EngineInfo
 
 
@@ -53,6 +59,45 @@ def test_states_come_from_the_snapshot_at_the_time_of_asking() -> None:
         'modeld_build_info{build="b9",engine="embedded",version="1.2"} 1.0',
     ):
         assert line in page.splitlines()
+
+
+def test_memory_is_told_by_device_and_by_instance() -> None:
+    seen = snapshot("ready", "loading", "ready", out_of_memory_total=2, grown_total=3)
+    first, second, third = seen.instances
+    cost = Need(100, Source.PROBED, (Part("weights", 100 << 20),))
+    first = replace(first, cost=cost, measured=Footprint({}, 110 << 20), degraded=("llama_ctx 2 -> 1",))
+    second = replace(second, model=ModelId("other.gguf"), cost=Need(50, Source.DECLARED))
+    third = replace(third, model=ModelId("far.gguf"), external=True, cost=Need(0, Source.EXTERNAL))
+    devices = (DeviceView(LOCAL, 1000, 120, 20, 850, 1200, 150), DeviceView(HOST, 0, 7))
+    metrics = Metrics("1")
+    metrics.watch(lambda: replace(seen, instances=(first, second, third), devices=devices), lambda: None)
+    page = metrics.render().decode()
+    for line in (
+        f'modeld_memory_budget_bytes{{device="local/all"}} {float(1000 << 20)}',
+        f'modeld_memory_room_bytes{{device="local/all"}} {float(850 << 20)}',
+        f'modeld_memory_used_bytes{{device="local/all"}} {float(120 << 20)}',
+        f'modeld_memory_releasing_bytes{{device="local/all"}} {float(20 << 20)}',
+        f'modeld_memory_foreign_bytes{{device="local/all"}} {float(150 << 20)}',
+        'modeld_memory_budget_bytes{device="local/host"} 0.0',
+        f'modeld_instance_memory_bytes{{kind="predicted",model="{SPEC.id}"}} {float(100 << 20)}',
+        f'modeld_instance_memory_bytes{{kind="measured",model="{SPEC.id}"}} {float(110 << 20)}',
+        f'modeld_instance_memory_bytes{{kind="predicted",model="other.gguf"}} {float(50 << 20)}',
+        f'modeld_degraded{{model="{SPEC.id}"}} 1.0',
+        'modeld_degraded{model="other.gguf"} 0.0',
+        "modeld_out_of_memory_total 2.0",
+        "modeld_grown_total 3.0",
+    ):
+        assert _plain(line) in map(_plain, page.splitlines()), line
+    [error] = [line for line in page.splitlines() if line.startswith("modeld_prediction_error_ratio{")]
+    assert error.startswith(f'modeld_prediction_error_ratio{{model="{SPEC.id}",source="probed"}} 0.1')
+    assert 'modeld_memory_room_bytes{device="local/host"}' not in page
+    assert "far.gguf" not in page
+
+
+def _plain(line: str) -> str:
+    """The number written one way: the page has 1.048576e+09, Python 1048576000.0."""
+    name, _, value = line.rpartition(" ")
+    return line if line.startswith("#") else f"{name} {float(value):g}"
 
 
 def test_durations_tokens_and_backpressure() -> None:

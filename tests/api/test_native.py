@@ -10,8 +10,10 @@ from dataclasses import replace
 import pytest
 
 from api.edge import SPEC, SSE_END, SSE_HEAD, Edge, answers, chunk, http, snapshot, sse, staged
-from modeld.core.model import ANONYMOUS, Priority, RequestId
-from modeld.core.snapshot import Explanation, LineView, WaitView
+from modeld.core.estimate import Need, Part
+from modeld.core.footprint import Footprint, Source
+from modeld.core.model import ANONYMOUS, LOCAL, Priority, RequestId
+from modeld.core.snapshot import DeviceView, Explanation, LineView, WaitView
 from modeld.errors import Died
 
 TOKEN = b'data: {"index":0,"content":" the","tokens":[260],"stop":false,"id_slot":-1,"tokens_predicted":1,"tokens_evaluated":4}\n\n'
@@ -137,7 +139,15 @@ async def test_without_stream_a_late_failure_still_has_its_status(edge: Edge) ->
 async def test_models(edge: Edge) -> None:
     assert (await edge.client.get("/models")).json() == {
         "models": [
-            {"id": "tiny.gguf", "name": "Tiny", "path": "/models/tiny.gguf", "quant": "Q4_1", "family": "llama", "aliases": ["small"]},
+            {
+                "id": "tiny.gguf",
+                "name": "Tiny",
+                "path": "/models/tiny.gguf",
+                "quant": "Q4_1",
+                "family": "llama",
+                "aliases": ["small"],
+                "footprint_mb": 77,
+            },
             {
                 "id": "torn.gguf",
                 "name": "torn",
@@ -148,6 +158,8 @@ async def test_models(edge: Edge) -> None:
             },
         ]
     }
+    edge.driver.seen = snapshot("ready")
+    assert (await edge.client.get("/models")).json()["models"][0]["footprint_mb"] == 120
 
 
 @pytest.mark.parametrize(
@@ -185,6 +197,12 @@ async def test_status_has_every_field(edge: Edge) -> None:
         "closed_for": "",
         "devices_mb": {"local/all": 120},
         "pinned": False,
+        "parts": [],
+        "source": None,
+        "predicted_bytes": None,
+        "measured_bytes": None,
+        "ctx": None,
+        "degraded": [],
     }
     assert status.pop("uptime_seconds") >= 0
     assert status.pop("server_time_unix") > 1_700_000_000
@@ -211,12 +229,60 @@ async def test_status_has_every_field(edge: Edge) -> None:
             }
         ],
         "exits": [],
-        "devices": [{"id": "local/all", "budget_mb": 1000, "used_mb": 120}],
+        "devices": [
+            {
+                "id": "local/all",
+                "budget_mb": 1000,
+                "used_mb": 120,
+                "total_mb": 0,
+                "room_mb": None,
+                "free_mb": None,
+                "reserved_mb": 0,
+                "committed_mb": 0,
+                "releasing_mb": 0,
+                "foreign_mb": 0,
+            }
+        ],
+        "out_of_memory_total": 0,
+        "grown_total": 0,
         "fairness_closings_total": 4,
         "preemptions_total": 5,
         "requeued_total": 6,
         "stuck_total": 8,
     }
+
+
+async def test_the_status_says_where_the_memory_goes(edge: Edge) -> None:
+    parts = (Part("weights", 100 << 20, Source.PROBED), Part("prompt cache", 20 << 20, on_host=True))
+    seen = snapshot("ready", "loading")
+    first, second = (replace(view, cost=Need(100, Source.LEARNED, parts, host_mb=20), options=SPEC.options) for view in seen.instances)
+    first = replace(first, measured=Footprint({"CUDA0": 5}, 6), degraded=("llama_ctx 8192 -> 4096",))
+    device = DeviceView(LOCAL, 1000, 120, 20, 850, 1200, 150, 60, 40)
+    edge.driver.seen = replace(seen, instances=(first, second), devices=(device,), out_of_memory_total=3, grown_total=4)
+    status = (await edge.client.get("/status")).json()
+    one, other = status["instances"]
+    assert one["parts"] == [
+        {"name": "weights", "bytes": 100 << 20, "source": "probed", "on_host": False},
+        {"name": "prompt cache", "bytes": 20 << 20, "source": "formula", "on_host": True},
+    ]
+    told = ("source", "predicted_bytes", "measured_bytes", "ctx", "degraded")
+    assert [one[key] for key in told] == ["learned", 120 << 20, 11, 4096, ["llama_ctx 8192 -> 4096"]]
+    assert [other[key] for key in told] == ["learned", 120 << 20, None, 4096, []]
+    assert status["devices"] == [
+        {
+            "id": "local/all",
+            "budget_mb": 1000,
+            "used_mb": 120,
+            "total_mb": 1200,
+            "room_mb": 850,
+            "free_mb": 730,
+            "reserved_mb": 60,
+            "committed_mb": 40,
+            "releasing_mb": 20,
+            "foreign_mb": 150,
+        }
+    ]
+    assert (status["out_of_memory_total"], status["grown_total"]) == (3, 4)
 
 
 async def test_errors_are_left_out_of_the_status_where_there_are_none(edge: Edge) -> None:

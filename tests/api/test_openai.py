@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
-from api.edge import JSON, SSE_END, SSE_HEAD, Edge, answers, chunk, http, post, sse, staged
+from api.edge import JSON, SPEC, SSE_END, SSE_HEAD, Edge, answers, chunk, http, post, snapshot, sse, staged
 
 FIRST = b'data: {"choices":[{"index":0,"delta":{"content":"Hello"}}]}\n\n'
 SECOND = b'data: {"choices":[{"index":0,"delta":{}}],"timings":{"cache_n":30,"prompt_n":1,"predicted_n":2}}\n\n'
@@ -134,6 +135,11 @@ async def test_models(edge: Edge) -> None:
     meta = model.pop("meta")
     assert model == {"id": "tiny.gguf", "object": "model", "owned_by": "modeld", "aliases": ["small"]}
     assert (meta["state"], meta["modalities"], meta["n_ctx"], meta["slots"]) == ("unloaded", ["text"], 4096, 4)
+    assert meta["footprint_mb"] == 77
+    view = replace(snapshot("ready").instances[0], options=replace(SPEC.options, ctx=2048))
+    edge.driver.seen = snapshot(instances=(view,))
+    meta = (await edge.client.get("/v1/models")).json()["data"][0]["meta"]
+    assert (meta["state"], meta["n_ctx"], meta["footprint_mb"]) == ("ready", 2048, 120)
     assert (await edge.client.get("/v1/models/small")).json()["id"] == "tiny.gguf"
     wrong = await edge.client.get("/v1/models/tin%79x")
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (404, "unknown_model")

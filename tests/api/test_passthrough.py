@@ -250,8 +250,10 @@ async def test_a_recording_is_handed_on_as_it_came(edge: Edge) -> None:
 
 async def test_who_waits_for_a_stream_gets_the_head_and_comments(patient: Edge) -> None:
     seen = asyncio.Event()
+    patient.driver.given_up = [("llama_ctx 8192 -> 4096",)]
     patient.upstream.script = staged(b"", seen, sse(TOKEN, ENDS["/v1/chat/completions"]))
     async with patient.client.stream("POST", "/v1/chat/completions", content=BODY, headers=JSON) as answer:
+        assert answer.headers["x-modeld-degraded"] == "llama_ctx 8192 -> 4096"
         assert answer.headers["content-type"] == "text/event-stream"
         assert answer.headers["x-accel-buffering"] == "no"
         pieces = answer.aiter_raw()
@@ -278,6 +280,7 @@ async def test_a_failure_after_the_first_comment_is_in_band(patient: Edge) -> No
 
 async def test_a_request_in_line_gets_comments_and_its_refusal_in_band(patient: Edge) -> None:
     patient.driver.hold = True
+    patient.driver.given_up = [("llama_ctx 8192 -> 4096",)]
     reader, writer = await patient.raw(post("/v1/messages", BODY))
     await reader.readuntil(b": waiting")
     writer.close()

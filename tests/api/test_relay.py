@@ -335,6 +335,26 @@ async def test_an_instance_that_dies_before_the_first_byte_is_not_noticed(edge: 
     assert [(type(fault), fault.__traceback__) for fault in edge.driver.faults] == [(Died, None)]
 
 
+@THREE
+async def test_a_degraded_instance_is_told_in_a_header(edge: Edge, path: str, body: bytes) -> None:
+    edge.driver.given_up = [("llama_ctx 8192 -> 4096", "llama_kv_type f16 -> q8_0")]
+    edge.upstream.script = good(path)
+    answer = await edge.client.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.headers["x-modeld-degraded"] == "llama_ctx 8192 -> 4096, llama_kv_type f16 -> q8_0"
+    edge.upstream.script = answers(http(b'{"error":{"message":"too long"}}', "400 Bad Request"))
+    refused = await edge.client.post(path, content=body, headers={"content-type": "application/json"})
+    assert (refused.status_code, "x-modeld-degraded" in refused.headers) == (400, True)
+
+
+@pytest.mark.parametrize(("given_up", "told"), [([("a",), ()], []), ([(), ("b",)], ["b"]), ([("a",), ("b",)], ["b"]), ([()], [])])
+async def test_the_header_tells_of_the_instance_that_answered(edge: Edge, given_up: list[tuple[str, ...]], told: list[str]) -> None:
+    edge.driver.given_up = given_up
+    edge.upstream.script = in_turn(answers(b""), good("/infer"))
+    answer = await edge.infer()
+    assert answer.status_code == 200
+    assert answer.headers.get_list("x-modeld-degraded") == told
+
+
 async def test_what_was_generated_for_a_whole_answer_is_forgotten(edge: Edge) -> None:
     """The client has had nothing of it, so that it may be made again; it must not be told twice."""
     edge.upstream.script = in_turn(answers(SSE_HEAD + chunk(TOKEN) + chunk(TOKEN)), good("/infer"))

@@ -169,6 +169,7 @@ async def test_with_cors(tmp_path: Path) -> None:
         answer = await edge.client.post("/infer", json={"model": "tiny", "prompt": "a"}, headers=PAGE)
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, PAGE["origin"])
         assert answer.headers["vary"] == "Origin"
+        assert answer.headers["access-control-expose-headers"] == "x-request-id, retry-after, x-modeld-degraded"
         answer = await edge.client.get("/nothing", headers=PAGE)
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (404, PAGE["origin"])
         assert (await edge.client.get("/models", headers={"origin": "https://other.example"})).status_code == 403

@@ -31,6 +31,21 @@ def test_auto_context_is_the_models_own_capped(ctx_train, ctx):
     assert resolve_options(PartialOptions(), ctx_train, 1).ctx == ctx
 
 
+@pytest.mark.parametrize(
+    ("said", "ctx_train", "ctx"),
+    [
+        (PartialOptions(ctx_max=True), 131_072, 131_072),
+        (PartialOptions(ctx_max=True, ctx=32_768), 131_072, 32_768),
+        (PartialOptions(ctx_max=True, ctx=32_768), 2048, 2048),
+        (PartialOptions(ctx_max=True), 0, 4096),
+        (PartialOptions(ctx_max=True, kv_unified=False, parallel=3), 2048, 3 * 2048),
+    ],
+)
+def test_the_most_context_is_what_the_model_was_trained_for(said, ctx_train, ctx):
+    options = resolve_options(said, ctx_train, 1)
+    assert (options.ctx, options.ctx_max) == (ctx, True)
+
+
 def test_what_was_set_is_kept():
     said = PartialOptions(
         ctx=32_768,

@@ -12,7 +12,7 @@ from makegguf import make_gguf, make_split
 from modeld.catalog import headers
 from modeld.catalog.launch import usable_cpu_count
 from modeld.catalog.models import Catalog, ModelOverride, ModelTable, PartialOptions
-from modeld.core.model import AttentionLayers, LaunchOptions, MemoryShape, ModelId, ModelKind, ModelSpec, Priority
+from modeld.core.model import AttentionLayers, Degrade, LaunchOptions, MemoryShape, ModelId, ModelKind, ModelSpec, Priority
 from modeld.errors import UnknownModel
 
 
@@ -315,11 +315,12 @@ def test_settings_reach_their_model_in_either_spelling(tmp_path):
     make_gguf(tmp_path / "b.gguf")
     make_gguf(tmp_path / "c.gguf")
     options = PartialOptions(ctx=1000, parallel=2)
-    said = ModelOverride(options, ("fast",), vram_mb=77, pinned=True, ttl_seconds=9.0, preload=True, priority=Priority.BATCH)
+    said = ModelOverride(options, ("fast",), 77, True, 9.0, preload=True, priority=Priority.BATCH, degrade=(Degrade.CTX,))
     found = scan(tmp_path, {"a": said, "b.gguf": ModelOverride(vram_mb=5)})
     a = found.models[ModelId("a.gguf")]
     assert (a.options.ctx, a.options.parallel, a.options.batch, a.aliases) == (1000, 2, 512, ("fast",))
     assert (a.vram_mb, a.pinned, a.ttl_seconds, a.preload, a.priority) == (77, True, 9.0, True, Priority.BATCH)
+    assert a.degrade == (Degrade.CTX,)
     assert [found.models[ModelId(key)].vram_mb for key in ("b.gguf", "c.gguf")] == [5, None]
     assert found.resolve("fast") == "a.gguf"
     assert found.notes == ()

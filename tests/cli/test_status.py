@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from modeld.cli.status import endings, summary
+from modeld.cli.status import bar, endings, summary
 
 ANSWER = {
     "instances": [
@@ -35,8 +35,62 @@ def test_summary() -> None:
     assert lines[0] == "modeld at :8080: ready, up 1h1m40s"
     assert lines[1] == "memory: 309 of 1000 MiB, 50 of them kept free; loads: 3; evictions: 1"
     assert lines[2] == "last error: b: out of memory"
-    assert lines[4].split() == ["a.gguf", "ready", "300", "4", "2", "7", "1m30s"]
-    assert lines[5].split() == ["b\ufffd]0;x.gguf", "loading", "9", "0", "0", "-", "-"]
+    assert lines[4].split() == ["a.gguf", "ready", "300", "-", "4", "2", "7", "1m30s"]
+    assert lines[5].split() == ["b\ufffd]0;x.gguf", "loading", "9", "-", "0", "0", "-", "-"]
+
+
+def test_the_memory_of_devices_and_what_was_given_up() -> None:
+    loaded = {
+        "model_id": "a.gguf",
+        "state": "ready",
+        "est_vram_mb": 510,
+        "source": "probed",
+        "predicted_bytes": 1000,
+        "measured_bytes": 1021,
+    }
+    started = {
+        "model_id": "b.gguf",
+        "state": "loading",
+        "est_vram_mb": 90,
+        "source": "formula",
+        "predicted_bytes": 1,
+        "measured_bytes": None,
+    }
+    given_up = {"degraded": ["llama_ctx 8192 -> 4096", "x\x1b[2J"]}
+    devices = [
+        {
+            "id": "local/CUDA0",
+            "budget_mb": 1600,
+            "total_mb": 1600,
+            "used_mb": 651,
+            "room_mb": 1500,
+            "free_mb": 849,
+            "committed_mb": 500,
+            "reserved_mb": 150,
+            "releasing_mb": 1,
+            "foreign_mb": 100,
+        },
+        {"id": "local/host", "budget_mb": 0, "total_mb": 0, "used_mb": 7, "room_mb": None, "free_mb": None, "foreign_mb": 0},
+        {"id": "of an older daemon", "budget_mb": 5, "used_mb": 1},
+    ]
+    lines = summary(":1", {"instances": [loaded | given_up, started], "devices": devices}).splitlines()
+    assert lines[2:] == [
+        "MODEL   STATE    MIB  SOURCE          RUNNING  WAITING  PID  IDLE",
+        "a.gguf  ready    510  probed, +2.1 %        0        0  -    -",
+        "b.gguf  loading   90  formula               0        0  -    -",
+        "a.gguf is degraded: llama_ctx 8192 -> 4096, x\ufffd[2J",
+        "",
+        "DEVICE       MEMORY                            USED  FREE  OTHERS  BUDGET",
+        "local/CUDA0  ██████████▓▓▓▒░░················   651  849      100  1600",
+        "local/host   -                                    7  -          0  none",
+        "(█ loaded, ▓ loading, ▒ coming back, ░ others; MiB)",
+    ]
+
+
+def test_a_bar_is_never_longer_than_its_device() -> None:
+    full = {"committed_mb": 900, "reserved_mb": 900, "foreign_mb": 1}
+    assert bar(full, 1000) == "█" * 29 + "▓" * 3
+    assert (bar({}, 1000), bar(full, 0)) == ("·" * 32, "-")
 
 
 def test_nothing_loaded_and_nothing_said() -> None:

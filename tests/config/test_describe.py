@@ -150,6 +150,9 @@ def test_what_is_shown_can_be_given_back(tmp_path: Path) -> None:
         infer_timeout="250ms",
         llama_kv_unified=False,
         llama_extra_args=["--top-k", 4],
+        vram_budget_mb={"CUDA0": 20000, "CUDA1": 0},
+        llama_ctx="max:32768",
+        degrade=["ctx"],
     )
     data = describe.show_data(first)
     assert set(data["settings"]) == set(TABLE)

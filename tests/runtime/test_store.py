@@ -13,7 +13,7 @@ from modeld.core.model import ModelId
 from modeld.runtime import store as module
 from modeld.runtime.store import Store
 
-LEARNED = Learned(ModelId("a.gguf"), Footprint({"CUDA0": 5 << 30}, 7 << 20), 9, 8, Source.PROBED, 3)
+LEARNED = Learned(ModelId("a.gguf"), Footprint({"CUDA0": 5 << 30}, 7 << 20), 9, 8, Source.PROBED, 3, "ctx 4096", 100.0)
 
 
 async def kept(path: Path, *what: Remember, setup: str = "b1 on CPU", now: float = 100.0) -> FootprintsLearned:
@@ -35,7 +35,7 @@ async def test_what_was_learned_is_there_after_a_restart(tmp_path: Path):
 
 async def test_a_failed_start_is_remembered_without_a_footprint_and_overwritten_by_what_comes_later(tmp_path: Path):
     path = tmp_path / "f.sqlite"
-    bound = Learned(ModelId("a.gguf"), None, 1 << 33)
+    bound = Learned(ModelId("a.gguf"), None, 1 << 33, seen_unix=100.0)
     await kept(path, Remember("k1", "h1", learned=LEARNED), Remember("k1", "h1", learned=bound))
     assert (await kept(path)).learned == {"k1": bound}
 

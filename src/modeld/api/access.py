@@ -26,6 +26,8 @@ _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:/?#@\s]+)(?::[0-9]{0,5})
 _ORIGIN = re.compile(r"https?://(?P<host>[^/?#@\s]+)")
 _PASSED_ON = (b"forwarded", b"x-real-ip")
 _KNOWN_HOSTS_MAX = 256
+_EXPOSED = b"x-request-id, retry-after, x-modeld-degraded"
+"""Headers of an answer that a page may read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class Cors:
         headers: list[Header] = [(b"vary", b"Origin")]
         if origin is not None and self.allows(origin):
             shown = b"*" if "*" in self._origins else origin.encode("latin-1")
-            headers += [(b"access-control-allow-origin", shown), (b"access-control-expose-headers", b"x-request-id, retry-after")]
+            headers += [(b"access-control-allow-origin", shown), (b"access-control-expose-headers", _EXPOSED)]
         return headers
 
     def preflight_headers(self, origin: str) -> tuple[Header, ...]:

@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from modeld.api.usage import TokenUsage
+from modeld.core.footprint import MIB
 from modeld.core.lifecycle import State
 from modeld.core.model import Priority
 from modeld.core.snapshot import Snapshot
@@ -158,6 +159,8 @@ class _States(Collector):
             ("modeld_preemptions", seen.preemptions_total, "Requests cut for a model that is due."),
             ("modeld_requeued", seen.requeued_total, "Requests that kept their place when their instance failed."),
             ("modeld_stuck", seen.stuck_total, "Instances stopped because no token came."),
+            ("modeld_out_of_memory", seen.out_of_memory_total, "Loads that ran out of memory."),
+            ("modeld_grown", seen.grown_total, "Instances that took more than was reserved for them."),
         ):
             yield CounterMetricFamily(name, text, value=total)
         for name, value, text in (
@@ -166,12 +169,53 @@ class _States(Collector):
             ("modeld_memory_margin_mb", seen.margin_mb, "MiB kept free inside the budget."),
         ):
             yield GaugeMetricFamily(name, text, value=value)
+        yield from _devices(seen)
+        yield from _footprints(seen)
 
     def _build_info(self) -> Metric:
         engine = self.engine()
         info = GaugeMetricFamily("modeld_build_info", "Versions; always 1.", labels=("version", "engine", "build"))
         info.add_metric((self._version, engine.adapter if engine else "", engine.build if engine else ""), 1)
         return info
+
+
+def _devices(seen: Snapshot) -> Iterator[Metric]:
+    """What there is, and who has it. A device without a limit has no room to tell of."""
+    families = [
+        GaugeMetricFamily(f"modeld_memory_{name}_bytes", text, labels=("device",))
+        for name, text in (
+            ("budget", "What instances may use of the device; 0 = unlimited."),
+            ("room", "The budget less the margin and what other programs hold."),
+            ("used", "What the ledger counts as used."),
+            ("releasing", "What of it is on its way back."),
+            ("foreign", "What other programs hold of the device for good."),
+        )
+    ]
+    for view in seen.devices:
+        amounts = (view.budget_mb, view.room_mb, view.used_mb, view.releasing_mb, view.foreign_mb)
+        for family, amount_mb in zip(families, amounts, strict=True):
+            if amount_mb is not None:
+                family.add_metric((view.id,), amount_mb * MIB)
+    yield from families
+
+
+def _footprints(seen: Snapshot) -> Iterator[Metric]:
+    """What was predicted of each instance, and what it takes."""
+    memory = GaugeMetricFamily("modeld_instance_memory_bytes", "What an instance takes: predicted, measured.", labels=("model", "kind"))
+    errors = GaugeMetricFamily("modeld_prediction_error_ratio", "Measured over predicted, less 1.", labels=("model", "source"))
+    degraded = GaugeMetricFamily("modeld_degraded", "1 where something of an instance was given up to make it fit.", labels=("model",))
+    for view in seen.instances:
+        if view.cost is None or view.external:
+            continue
+        predicted = view.cost.total_bytes
+        memory.add_metric((view.model, "predicted"), predicted)
+        degraded.add_metric((view.model,), bool(view.degraded))
+        if view.measured is not None:
+            measured = view.measured.total_bytes
+            memory.add_metric((view.model, "measured"), measured)
+            if predicted:
+                errors.add_metric((view.model, view.cost.source.value), measured / predicted - 1)
+    yield from (memory, errors, degraded)
 
 
 def _lines(seen: Snapshot) -> Iterator[Metric]:

@@ -26,6 +26,7 @@ from modeld.api.schemas import (
     InstanceStatus,
     Model,
     Models,
+    PartStatus,
     QueueStatus,
     Status,
     Token,
@@ -35,9 +36,10 @@ from modeld.api.schemas import (
 )
 from modeld.api.tasks import Task, check_task
 from modeld.api.terms import PARAMETERS, terms_of
+from modeld.core.estimate import Need
 from modeld.core.lifecycle import State
 from modeld.core.model import ModelId
-from modeld.core.snapshot import Explanation, LineView, Snapshot
+from modeld.core.snapshot import DeviceView, Explanation, InstanceView, LineView, Snapshot
 from modeld.errors import BadRequest, BadUpstreamReply, ModeldError
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ class Native:
         *,
         table: Callable[[], Awaitable[ModelTable]],
         snapshot: Callable[[], Snapshot],
+        need: Callable[[ModelId], Need],
         explain: Callable[[], Explanation],
         exits: Exits,
         engine: Callable[[], EngineInfo | None],
@@ -73,6 +76,7 @@ class Native:
         self._relay = relay
         self._table = table
         self._snapshot = snapshot
+        self._need = need
         self._explain = explain
         self._exits = exits
         self._engine = engine
@@ -107,6 +111,7 @@ class Native:
         ]
 
     async def models(self, call: Call) -> Reply:
+        table, held = await self._table(), {view.model: view.need_mb for view in self._snapshot().instances}
         found = [
             Model(
                 spec.id,
@@ -116,8 +121,9 @@ class Native:
                 spec.family,
                 unavailable=UNSET if spec.unavailable is None else spec.unavailable,
                 aliases=list(spec.aliases) or UNSET,
+                footprint_mb=UNSET if spec.unavailable is not None else held.get(spec.id) or self._need(spec.id).total_mb,
             )
-            for spec in (await self._table()).models.values()
+            for spec in table.models.values()
         ]
         return Reply(200, encode(Models(found)))
 
@@ -149,19 +155,7 @@ class Native:
         count = [view.state for view in seen.instances].count
         return Status(
             instances=[
-                InstanceStatus(
-                    model_id=view.model,
-                    state=view.state,
-                    last_used_unix=int(unix - (now - view.last_used)),
-                    est_vram_mb=view.need_mb,
-                    queue_len=waiting.get(view.model, 0),
-                    inflight=view.inflight,
-                    max_queue_depth=seen.queue_depth_max,
-                    pid=view.pid,
-                    closed_for=view.closed_for,
-                    devices_mb={str(device): held for device, held in view.devices_mb.items()},
-                    pinned=view.pinned,
-                )
+                _instance(view, int(unix - (now - view.last_used)), waiting.get(view.model, 0), seen.queue_depth_max)
                 for view in seen.instances
             ],
             budget_mb=seen.budget_mb,
@@ -177,11 +171,13 @@ class Native:
             queues=[_line(line) for line in seen.lines if line.length],
             exits=[ExitStatus(model, int(at), report.code, report.reason, list(report.log_tail)) for at, model, report in self._exits()],
             exposure=self._exposure,
-            devices=[DeviceStatus(device.id, device.budget_mb, device.used_mb) for device in seen.devices],
+            devices=[_device(device) for device in seen.devices],
             fairness_closings_total=seen.fairness_closings_total,
             preemptions_total=seen.preemptions_total,
             requeued_total=seen.requeued_total,
             stuck_total=seen.stuck_total,
+            out_of_memory_total=seen.out_of_memory_total,
+            grown_total=seen.grown_total,
             engine=UNSET if engine is None else EngineStatus(engine.adapter, engine.build, list(engine.devices), engine.warning),
             error=UNSET if seen.error is None else seen.error,
             last_error=UNSET if seen.last_error is None else seen.last_error,
@@ -196,6 +192,44 @@ def overall_state(seen: Snapshot) -> str:
     if State.READY in states:
         return "ready"
     return "loading" if State.LOADING in states else "idle"
+
+
+def _instance(view: InstanceView, last_used_unix: int, waiting: int, depth_max: int) -> InstanceStatus:
+    cost, options = view.cost, view.options
+    return InstanceStatus(
+        model_id=view.model,
+        state=view.state,
+        last_used_unix=last_used_unix,
+        est_vram_mb=view.need_mb,
+        queue_len=waiting,
+        inflight=view.inflight,
+        max_queue_depth=depth_max,
+        pid=view.pid,
+        closed_for=view.closed_for,
+        devices_mb={str(device): held for device, held in view.devices_mb.items()},
+        pinned=view.pinned,
+        parts=[] if cost is None else [PartStatus(part.name, part.bytes, part.source.value, part.on_host) for part in cost.parts],
+        source=None if cost is None else cost.source.value,
+        predicted_bytes=None if cost is None else cost.total_bytes,
+        measured_bytes=None if view.measured is None else view.measured.total_bytes,
+        ctx=None if options is None or view.external else options.ctx,
+        degraded=list(view.degraded),
+    )
+
+
+def _device(view: DeviceView) -> DeviceStatus:
+    return DeviceStatus(
+        id=view.id,
+        budget_mb=view.budget_mb,
+        used_mb=view.used_mb,
+        total_mb=view.total_mb,
+        room_mb=view.room_mb,
+        free_mb=view.free_mb,
+        reserved_mb=view.reserved_mb,
+        committed_mb=view.committed_mb,
+        releasing_mb=view.releasing_mb,
+        foreign_mb=view.foreign_mb,
+    )
 
 
 def _line(line: LineView) -> QueueStatus:

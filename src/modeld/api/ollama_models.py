@@ -124,7 +124,7 @@ def processes(table: ModelTable, seen: Snapshot, *, now: float, unix: float, has
                     details(spec),
                     _expires(view, spec, unix - now),
                     vram_mb * MEBIBYTE,
-                    UNSET if spec.external else spec.options.ctx,
+                    UNSET if spec.external else (view.options or spec.options).ctx,
                 )
             )
     return OllamaProcesses(running)

@@ -14,12 +14,12 @@ from modeld.api.schemas import ModelMeta, OpenAIModel, OpenAIModels, encode
 from modeld.api.tasks import Task, check_task
 from modeld.api.terms import PARAMETERS
 from modeld.api.upload import model_of
-from modeld.core.estimate import need
-from modeld.core.model import ModelSpec
-from modeld.core.snapshot import Snapshot
+from modeld.core.model import ModelId, ModelSpec
+from modeld.core.snapshot import InstanceView, Snapshot
 
 if TYPE_CHECKING:
     from modeld.catalog.models import ModelTable
+    from modeld.runtime.driver import Driver
 
 UNLOADED: Final = "unloaded"
 
@@ -27,13 +27,11 @@ UNLOADED: Final = "unloaded"
 class OpenAI:
     """The handlers."""
 
-    def __init__(
-        self, relay: Relay, passthrough: Passthrough, *, table: Callable[[], Awaitable[ModelTable]], snapshot: Callable[[], Snapshot]
-    ) -> None:
+    def __init__(self, relay: Relay, passthrough: Passthrough, driver: Driver, *, table: Callable[[], Awaitable[ModelTable]]) -> None:
         self._relay = relay
         self._passthrough = passthrough
+        self._driver = driver
         self._table = table
-        self._snapshot = snapshot
         self._created = int(time.time())
 
     def routes(self) -> list[Route]:
@@ -79,12 +77,12 @@ class OpenAI:
 
     async def models(self, call: Call) -> Reply:
         served = [spec for spec in (await self._table()).models.values() if spec.unavailable is None]
-        states = _states(self._snapshot())
-        return Reply(200, encode(OpenAIModels([self._model(spec, states) for spec in served])))
+        views = _views(self._driver.snapshot())
+        return Reply(200, encode(OpenAIModels([self._model(spec, views) for spec in served])))
 
     async def model(self, call: Call) -> Reply:
         spec = await self._relay.resolve(call, call.values["model"])
-        return Reply(200, encode(self._model(spec, _states(self._snapshot()))))
+        return Reply(200, encode(self._model(spec, _views(self._driver.snapshot()))))
 
     async def transcribe(self, call: Call) -> Reply | None:
         media = call.headers[b"content-type"]
@@ -92,9 +90,9 @@ class OpenAI:
         check_task(spec, Task.HEAR)
         return await self._passthrough.whole(call, spec, "/v1/audio/transcriptions", Dialect.OPENAI, headers=[(b"content-type", media)])
 
-    def _model(self, spec: ModelSpec, states: dict[str, tuple[str, int]]) -> OpenAIModel:
-        state, held_mb = states.get(spec.id, (UNLOADED, 0))
-        options = spec.options
+    def _model(self, spec: ModelSpec, views: dict[ModelId, InstanceView]) -> OpenAIModel:
+        view = views.get(spec.id)
+        options = (None if view is None else view.options) or self._driver.launch(spec.id).options
         meta = ModelMeta(
             n_ctx=options.ctx,
             n_ctx_train=spec.ctx_train,
@@ -102,8 +100,8 @@ class OpenAI:
             kind=spec.kind.value,
             modalities=list(spec.modalities),
             parameters=spec.parameters,
-            state=state,
-            footprint_mb=held_mb or need(spec).total_mb,
+            state=UNLOADED if view is None else view.state,
+            footprint_mb=(0 if view is None else view.need_mb) or self._driver.need(spec.id).total_mb,
             quant=spec.quant,
             family=spec.family,
             size_bytes=spec.size_bytes,
@@ -111,6 +109,6 @@ class OpenAI:
         return OpenAIModel(spec.id, self._created, meta, list(spec.aliases))
 
 
-def _states(seen: Snapshot) -> dict[str, tuple[str, int]]:
-    """State and MiB of each model that has an instance."""
-    return {view.model: (view.state, view.need_mb) for view in seen.instances}
+def _views(seen: Snapshot) -> dict[ModelId, InstanceView]:
+    """The instance of each model that has one."""
+    return {view.model: view for view in seen.instances}

@@ -59,6 +59,9 @@ LOOK_SECONDS_MAX: Final = 30.0
 REFUSAL_BYTES_MAX: Final = 64 * 1024
 """Longest error body of a child that is read."""
 
+DEGRADED: Final = b"x-modeld-degraded"
+"""`llama_ctx 8192 -> 4096`: the operator lets the model be loaded with less than its settings say, and it was."""
+
 _CLIENTS: Final = re.compile(r"is too large to process|(?:image|audio) input is not supported|^Failed to parse messages")
 """llama.cpp's words for what is wrong with a request although it calls it a fault of its own (500)."""
 
@@ -125,10 +128,12 @@ class Ending:
 class Heartbeat:
     """Beats for an answer that waits for its model's first byte: after `seconds`, and again each time they are over; 0 = never."""
 
-    def __init__(self, call: Call, answer: Answer, seconds: float) -> None:
+    def __init__(self, call: Call, answer: Answer, seconds: float, degraded: Callable[[], tuple[str, ...]] = tuple) -> None:
+        """`degraded` says what the head of the answer is to tell of the model, should it go out with the first beat."""
         self._call = call
         self._answer = answer
         self._seconds = seconds
+        self._degraded = degraded
         self._timer: asyncio.TimerHandle | None = None
         if answer.beats and seconds > 0:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._beat)
@@ -140,6 +145,8 @@ class Heartbeat:
     def _beat(self) -> None:
         if self._call.answered or self._call.connection.disconnected:
             return
+        if not self._call.begun and (degraded := self._degraded()):
+            _tell_degraded(self._call, degraded)
         self._answer.beat()
         self._timer = asyncio.get_running_loop().call_later(self._seconds, self._beat)
 
@@ -212,7 +219,7 @@ class Relay:
         """
         call.model = model
         ask = Ask(method, path, _ASK_HEADERS if headers is None else headers)
-        heart = Heartbeat(call, answer, self._heartbeat_seconds)
+        heart = Heartbeat(call, answer, self._heartbeat_seconds, lambda: self._driver.degraded(model))
         try:
             await self._run(call, model, ask, answer)
         except ModeldError as error:
@@ -276,6 +283,8 @@ class Relay:
     async def _ask(self, call: Call, lease: Lease, ask: Ask, answer: Answer, ending: Ending) -> InstanceFault | None:
         """None when the child has answered; what it failed with when another may be asked, for the client has had nothing yet."""
         answer.usage = TokenUsage()  # of an instance that was asked before
+        if lease.degraded or call.is_told(DEGRADED):
+            _tell_degraded(call, lease.degraded)
         try:
             exchange = await _open(call, lease, ask, ending)
             try:
@@ -296,6 +305,13 @@ class Relay:
         finally:
             lease.tokens = answer.usage.completion
         return None
+
+
+def _tell_degraded(call: Call, degraded: tuple[str, ...]) -> None:
+    """The header of the answer that says what of its model was given up; none where nothing was. No effect once the head is out."""
+    call.answer_headers = [header for header in call.answer_headers if header[0] != DEGRADED]
+    if degraded:
+        call.answer_headers.append((DEGRADED, ", ".join(degraded).encode("ascii", "replace")))
 
 
 def _named(table: ModelTable, name: str) -> ModelSpec:

@@ -150,6 +150,10 @@ class Call:
         self.status = status
         self.connection.start(status, [*headers, *self.answer_headers])
 
+    def is_told(self, name: bytes) -> bool:
+        """Whether the answer carries a header of that name."""
+        return any(header[0] == name for header in self.answer_headers)
+
     def asked_of(self, name: str) -> str | None:
         """The last value of `name` in the query, None when there is none."""
         if not self.query:

@@ -118,7 +118,10 @@ class MessagesBody(EngineBody, kw_only=True):
 
 
 class Model(Struct, omit_defaults=True):
-    """One model on disk. `unavailable` is there only when it cannot be served, and says why; `aliases` only when it has some."""
+    """One model on disk. `unavailable` is there only when it cannot be served, and says why; `aliases` only when it has some.
+
+    `footprint_mb` is what it holds, or would take, MiB; absent where it cannot be served.
+    """
 
     id: str
     name: str
@@ -127,10 +130,20 @@ class Model(Struct, omit_defaults=True):
     family: str
     unavailable: str | UnsetType = UNSET
     aliases: list[str] | UnsetType = UNSET
+    footprint_mb: int | UnsetType = UNSET
 
 
 class Models(Struct):
     models: list[Model]
+
+
+class PartStatus(Struct):
+    """One part of what was predicted. `bytes` is negative where less was measured than the others say; `on_host`: beside the device."""
+
+    name: str
+    bytes: int
+    source: str
+    on_host: bool
 
 
 class InstanceStatus(Struct):
@@ -138,6 +151,10 @@ class InstanceStatus(Struct):
 
     `closed_for` is the model for which it takes nothing new, or "". `devices_mb` says which device holds how much of it. `pinned`: it is
     never evicted.
+
+    `predicted_bytes` is what was reserved for it, `source` where that comes from (declared, learned, probed, formula), `parts` the sum;
+    null and empty for what failed. `measured_bytes` is the most it was seen to take, null until it was. `ctx` is the context it was started
+    with, `degraded` what was given up to make it fit ("llama_ctx 8192 -> 4096").
     """
 
     model_id: str
@@ -151,6 +168,12 @@ class InstanceStatus(Struct):
     closed_for: str
     devices_mb: dict[str, int]
     pinned: bool
+    parts: list[PartStatus]
+    source: str | None
+    predicted_bytes: int | None
+    measured_bytes: int | None
+    ctx: int | None
+    degraded: list[str]
 
 
 class ModelState(Struct):
@@ -195,11 +218,22 @@ class WaitStatus(Struct):
 
 
 class DeviceStatus(Struct):
-    """What instances hold of one device. `budget_mb` 0 = unlimited."""
+    """What instances hold of one device. `budget_mb` 0 = unlimited.
+
+    `total_mb` is what it has, 0 = not known; `foreign_mb` what other programs hold of it for good; `room_mb` what may be used now and
+    `free_mb` what of that is left, null = unlimited. `used_mb` is the sum of `reserved_mb` (loads), `committed_mb` and `releasing_mb`.
+    """
 
     id: str
     budget_mb: int
     used_mb: int
+    total_mb: int
+    room_mb: int | None
+    free_mb: int | None
+    reserved_mb: int
+    committed_mb: int
+    releasing_mb: int
+    foreign_mb: int
 
 
 class ExitStatus(Struct):
@@ -241,6 +275,8 @@ class Status(Struct, omit_defaults=True):
     preemptions_total: int
     requeued_total: int
     stuck_total: int
+    out_of_memory_total: int
+    grown_total: int
     engine: EngineStatus | UnsetType = UNSET
     error: str | UnsetType = UNSET
     last_error: str | UnsetType = UNSET

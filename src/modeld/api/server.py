@@ -40,6 +40,7 @@ from modeld.api.openai import OpenAI
 from modeld.api.openapi import Documents
 from modeld.api.ops import Ops
 from modeld.api.passthrough import Passthrough
+from modeld.api.plans import Plans
 from modeld.api.relay import Relay
 from modeld.api.route import JSON, MULTIPART, Call, Dialect, Header, Reply, Route, Scope
 from modeld.api.routing import Match, RouteTable
@@ -122,6 +123,7 @@ def build_app(
         relay,
         table=table,
         snapshot=driver.snapshot,
+        need=driver.need,
         explain=driver.explain,
         exits=exits,
         engine=engine,
@@ -129,7 +131,8 @@ def build_app(
     )
     routes = [
         *native.routes(),
-        *OpenAI(relay, passthrough, table=table, snapshot=driver.snapshot).routes(),
+        *Plans(driver, table).routes(),
+        *OpenAI(relay, passthrough, driver, table=table).routes(),
         *LlamaCpp(relay, passthrough).routes(),
         *Ollama(relay, table=table, snapshot=driver.snapshot, engine=engine).routes(),
         *Admin(relay, driver).routes(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from modeld.core.model import FlashAttention, KvType, LaunchOptions, ModelKind, Priority
+from modeld.core.model import Degrade, FlashAttention, KvType, LaunchOptions, ModelKind, Priority
 
 CTX_AUTO_MAX: Final = 8192
 CTX_UNKNOWN: Final = 4096
@@ -22,9 +22,10 @@ _CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True, slots=True)
 class PartialOptions:
-    """`LaunchOptions` as far as somebody has set them; None = auto."""
+    """`LaunchOptions` as far as somebody has set them; None = auto. With `ctx_max`, `ctx` is the most that may be taken, None = all."""
 
     ctx: int | None = None
+    ctx_max: bool = False
     parallel: int | None = None
     threads: int | None = None
     ngl: int | None = None
@@ -53,6 +54,7 @@ class ModelOverride:
     preload: bool = False
     priority: Priority = Priority.NORMAL
     kind: ModelKind | None = None
+    degrade: tuple[Degrade, ...] = ()
 
 
 def resolve_options(
@@ -63,6 +65,7 @@ def resolve_options(
     `embeds` is a model started for embedding or reranking, `reads_whole` one that must have each input in one physical batch.
 
     ctx           auto: what the model was trained for (unknown: 4096), at most 8192 tokens over all slots
+                  with ctx_max: what it was trained for, for each slot where each has a cache of its own, at most what was set
     parallel      auto: 4 slots
     kv_unified    auto: on, so that one long request may use the whole context while the other slots are idle
     threads       auto: cpu_count
@@ -73,7 +76,14 @@ def resolve_options(
     kv_type, flash_attn   auto: f16, llama.cpp's choice per backend
     cache_ram_mb, ctx_checkpoints   auto: 0, because memory that is not in the ledger is not taken
     """
-    ctx = partial.ctx if partial.ctx is not None else min(ctx_train or CTX_UNKNOWN, CTX_AUTO_MAX)
+    parallel = PARALLEL_AUTO if partial.parallel is None else partial.parallel
+    unified = True if partial.kv_unified is None else partial.kv_unified
+    trained = ctx_train or CTX_UNKNOWN
+    if partial.ctx_max:
+        most = trained * (1 if unified else parallel)
+        ctx = most if partial.ctx is None else min(most, partial.ctx)
+    else:
+        ctx = partial.ctx if partial.ctx is not None else min(trained, CTX_AUTO_MAX)
     auto = WHOLE_INPUT_AUTO_MAX if reads_whole else BATCH_AUTO
     batch = partial.batch if partial.batch is not None else max(auto, partial.ubatch or 0)
     batch = min(batch, ctx)
@@ -81,16 +91,17 @@ def resolve_options(
     batch = ubatch if embeds else batch
     return LaunchOptions(
         ctx=ctx,
-        parallel=PARALLEL_AUTO if partial.parallel is None else partial.parallel,
+        parallel=parallel,
         threads=cpu_count if partial.threads is None else partial.threads,
         ngl=-1 if partial.ngl is None else partial.ngl,
         batch=batch,
         ubatch=ubatch,
         kv_type=partial.kv_type or KvType.F16,
         flash_attn=partial.flash_attn or FlashAttention.AUTO,
-        kv_unified=True if partial.kv_unified is None else partial.kv_unified,
+        kv_unified=unified,
         cache_ram_mb=partial.cache_ram_mb or 0,
         ctx_checkpoints=partial.ctx_checkpoints or 0,
+        ctx_max=partial.ctx_max,
         extra_args=partial.extra_args or (),
     )
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from modeld.simulation.workload import Workload
 
 LIST, ALL = "list", "all"
-SETTINGS = {"budget_mb": "vram_budget_mb", "policy": "eviction"}
+SETTINGS = {"policy": "eviction"}
 """Flags that are named otherwise than the setting they stand for."""
 
 
@@ -111,12 +111,13 @@ def _set(workload: Workload, settings: Mapping[str, Any]) -> Workload:
 
 def _value(key: str, text: str) -> Any:
     """A flag that stands for a setting, read as that setting is. Raises ConfigError."""
-    from modeld.config.settings import TABLE
-    from modeld.config.values import Context, Unacceptable, quoted
+    from modeld.config.settings import SIZE_MB_MAX, TABLE
+    from modeld.config.values import Context, Unacceptable, integer, quoted
     from modeld.errors import ConfigError
 
+    kind = integer(0, SIZE_MB_MAX, "MiB") if key == "budget_mb" else TABLE[SETTINGS.get(key, key)].kind
     try:
-        return TABLE[SETTINGS.get(key, key)].kind.parse(text, Context({}, Path(), text=True))
+        return kind.parse(text, Context({}, Path(), text=True))
     except Unacceptable as error:
         raise ConfigError(f"--{key.replace('_', '-')}: {quoted(text)} {error}") from None
 

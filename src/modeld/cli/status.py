@@ -13,7 +13,16 @@ from modeld.cli.options import client_options, daemon_address
 from modeld.config.values import show_duration
 
 WATCH_SECONDS = 2.0
-HEAD = ("MODEL", "STATE", "MIB", "RUNNING", "WAITING", "PID", "IDLE")
+HEAD = ("MODEL", "STATE", "MIB", "SOURCE", "RUNNING", "WAITING", "PID", "IDLE")
+DEVICE_HEAD = ("DEVICE", "MEMORY", "USED", "FREE", "OTHERS", "BUDGET")
+CELLS = 32
+FILLS = (
+    ("committed_mb", "█", "loaded"),
+    ("reserved_mb", "▓", "loading"),
+    ("releasing_mb", "▒", "coming back"),
+    ("foreign_mb", "░", "others"),
+)
+"""What fills the bar of a device, from left to right."""
 LINE_HEAD = ("WAITING FOR", "REQUESTS", "CLASSES", "OLDEST", "ROOM", "ESTIMATE")
 
 
@@ -54,8 +63,13 @@ def summary(address: str, answer: dict[str, Any]) -> str:
     if isinstance(engine, dict):
         lines.insert(1, f"engine: {client.plain(engine.get('adapter', '?'))}, {client.plain(engine.get('build', '?'))}")
     now = _number(answer, "server_time_unix")
-    rows = [_row(item, now) for item in _objects(answer, "instances")]
+    instances = _objects(answer, "instances")
+    rows = [_row(item, now) for item in instances]
     lines.append(client.table(HEAD, rows) if rows else "nothing is loaded")
+    lines += [f"{client.plain(item.get('model_id'))} is degraded: {told}" for item in instances if (told := _degraded(item))]
+    if devices := [_device(item) for item in _objects(answer, "devices") if "free_mb" in item]:
+        legend = ", ".join(f"{fill} {word}" for _, fill, word in FILLS)
+        lines += ["", client.table(DEVICE_HEAD, devices), f"({legend}; MiB)"]
     if waits := [_line(item) for item in _objects(answer, "queues")]:
         lines += ["", client.table(LINE_HEAD, waits)]
     return "\n".join(lines)
@@ -97,11 +111,40 @@ def _seconds(value: object) -> str | None:
 
 def _row(item: dict[str, Any], now: int) -> list[object]:
     used = _number(item, "last_used_unix")
-    counts = [_number(item, key) for key in ("est_vram_mb", "inflight", "queue_len")]
+    counts = [_number(item, key) for key in ("inflight", "queue_len")]
     idle = show_duration(float(max(0, now - used))) if used and now else None
     closed_for = item.get("closed_for")
     state = f"{item.get('state')} for {closed_for}" if closed_for else item.get("state")
-    return [item.get("model_id"), state, *counts, item.get("pid"), idle]
+    return [item.get("model_id"), state, _number(item, "est_vram_mb"), _source(item), *counts, item.get("pid"), idle]
+
+
+def _source(item: dict[str, Any]) -> str | None:
+    """Where the figure comes from; once it was measured, by how much it was wrong."""
+    source, predicted, measured = item.get("source"), _number(item, "predicted_bytes"), item.get("measured_bytes")
+    if not isinstance(source, str):
+        return None
+    return f"{source}, {100 * (measured / predicted - 1):+.1f} %" if isinstance(measured, int) and predicted else source
+
+
+def _degraded(item: dict[str, Any]) -> str:
+    from modeld.cli import client
+
+    found = item.get("degraded")
+    return ", ".join(client.plain(one) for one in found) if isinstance(found, list) else ""
+
+
+def _device(item: dict[str, Any]) -> list[object]:
+    budget, free = _number(item, "budget_mb"), item.get("free_mb")
+    numbers = [_number(item, "used_mb"), free if isinstance(free, int) else "-", _number(item, "foreign_mb"), budget or "none"]
+    return [item.get("id"), bar(item, max(budget, _number(item, "total_mb"))), *numbers]
+
+
+def bar(item: dict[str, Any], whole_mb: int) -> str:
+    """Who has how much of a device: CELLS characters. What is not nothing shows, as far as there is space."""
+    if whole_mb <= 0:
+        return "-"
+    filled = "".join(fill * max(1, round(CELLS * mb / whole_mb)) for key, fill, _ in FILLS if (mb := _number(item, key)) > 0)
+    return filled[:CELLS].ljust(CELLS, "·")
 
 
 def _number(item: dict[str, Any], key: str) -> int:

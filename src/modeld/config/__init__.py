@@ -2,7 +2,7 @@
 """The only reader of configuration; rule: flags > environment > file > defaults, each setting declared once (`settings.py`).
 
 settings.py      the declarations: every key with its type, default, group and help
-values.py        what a value may look like
+values.py        what a value may look like; amounts.py those about memory
 files.py         YAML, JSON, TOML -> plain values
 load.py          the sources put together; every mistake is one line
 checks.py        combinations that cannot work

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from modeld.config.amounts import CtxMax, show_amount
 from modeld.config.engine_flags import refused_flag
 from modeld.config.settings import AdapterName, Settings, plain_id
 from modeld.config.values import show_bytes, show_duration
@@ -41,8 +42,9 @@ def findings(settings: Settings) -> Iterator[Finding]:
 
 def _limits(settings: Settings) -> Iterator[Finding]:
     budget, margin = settings.vram_budget_mb, settings.vram_margin_mb
-    if budget and margin >= budget:
-        yield Finding("vram_margin_mb", margin, f"leaves no room in vram_budget_mb = {budget}", "vram_budget_mb")
+    amounts = list(budget.values()) if isinstance(budget, Mapping) else [budget]
+    if budget is not None and any(amount and margin >= amount for amount in amounts):
+        yield Finding("vram_margin_mb", margin, f"leaves no room in vram_budget_mb = {show_amount(budget)}", "vram_budget_mb")
     if settings.stop_grace > settings.shutdown_timeout:
         whole = show_duration(settings.shutdown_timeout)
         yield Finding("stop_grace", show_duration(settings.stop_grace), f"is longer than shutdown_timeout = {whole}", "shutdown_timeout")
@@ -92,6 +94,8 @@ def _launch(settings: Settings, name: str, prefix: str) -> Iterator[Finding]:
     if batch is not None and ubatch is not None and ubatch > batch and (keys := blamed("llama_ubatch", "llama_batch")):
         yield _pair(keys, values, "is more than" if keys[0].endswith("llama_ubatch") else "is less than")
     ctx, parallel = values["llama_ctx"], values["llama_parallel"]
+    if isinstance(ctx, CtxMax):
+        ctx = ctx.cap or None
     if ctx is not None and parallel is not None and parallel > ctx and (keys := blamed("llama_parallel", "llama_ctx")):
         yield _pair(keys, values, "has less than one token for each slot with")
     kv_type, flash = values["llama_kv_type"], values["llama_flash_attn"]
@@ -124,10 +128,17 @@ def _models(settings: Settings) -> Iterator[Finding]:
             if taken:
                 yield Finding(f"models.{name}.aliases", alias, taken)
             names[alias] = name
-    room = settings.vram_budget_mb - settings.vram_margin_mb
+    yield from _pins(settings)
+
+
+def _pins(settings: Settings) -> Iterator[Finding]:
+    """Those whose size was declared, against a budget that was: the rest is known when the machine has been looked at."""
+    budget = settings.vram_budget_mb
+    amounts = list(budget.values()) if isinstance(budget, Mapping) else [budget or 0]
+    room = sum(amount - settings.vram_margin_mb for amount in amounts)
     pinned = {name: entry.vram_mb for name, entry in settings.models.items() if entry.pinned and entry.vram_mb}
     total = sum(pinned.values())
-    if settings.vram_budget_mb and total > room:
+    if all(amounts) and total > room:
         last = next(reversed(pinned))
         text = f"makes the pinned models need {total} MiB, more than vram_budget_mb - vram_margin_mb = {room}"
         yield Finding(f"models.{last}.vram_mb", pinned[last], text, "vram_budget_mb")

@@ -17,8 +17,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from modeld.config import amounts
 from modeld.config import values as v
-from modeld.core.model import LOCAL, EvictionPolicy, FlashAttention, KvType, Limits, ModelKind, Priority
+from modeld.core.budget import Wish
+from modeld.core.model import LOCAL, Degrade, DeviceId, EvictionPolicy, FlashAttention, KvType, Limits, ModelKind, Priority
 
 if TYPE_CHECKING:
     from modeld.catalog.models import ModelOverride
@@ -118,7 +120,7 @@ def _runtime_fallback() -> str:
 class ModelSettings:
     """What the file says of one model under `models`. `said` holds the keys given, so that "auto" can undo a setting for all."""
 
-    llama_ctx: int | None = None
+    llama_ctx: int | amounts.CtxMax | None = None
     llama_parallel: int | None = None
     llama_threads: int | None = None
     llama_ngl: int | None = None
@@ -128,7 +130,9 @@ class ModelSettings:
     llama_flash_attn: FlashAttention | None = None
     llama_kv_unified: bool | None = None
     llama_cache_ram_mb: int | None = None
+    llama_ctx_checkpoints: int | None = None
     llama_extra_args: tuple[str, ...] = ()
+    degrade: tuple[Degrade, ...] = ()
     aliases: tuple[str, ...] = ()
     vram_mb: int | None = None
     pinned: bool = False
@@ -164,10 +168,31 @@ class Settings:
     default_model: str | None = setting(
         v.or_none(v.TEXT, "none"), "none", MEMORY, "model for requests that name none; without it they get a 404 that says so"
     )
-    vram_budget_mb: int = setting(
-        v.integer(0, SIZE_MB_MAX, "MiB"), 0, MEMORY, "memory in MiB that all loaded models together may take; 0 = unlimited"
+    vram_budget_mb: amounts.Amount | None = setting(
+        v.or_none(amounts.amount_per_device(0, SIZE_MB_MAX), "auto"),
+        "auto",
+        MEMORY,
+        "MiB that all loaded models together may take, or of each device CUDA0=20000,CUDA1=8000; auto = what there is, 0 = unlimited",
     )
-    vram_margin_mb: int = setting(v.integer(0, SIZE_MB_MAX, "MiB"), 0, MEMORY, "MiB kept free inside the budget")
+    vram_margin_mb: int = setting(
+        v.integer(0, SIZE_MB_MAX, "MiB"),
+        0,
+        MEMORY,
+        "MiB kept free inside the budget; 0 with vram_budget_mb: auto = 256 of a GPU, 5 % of main memory (512 to 2048)",
+    )
+    host_budget_mb: int | None = setting(
+        v.or_none(v.integer(0, SIZE_MB_MAX, "MiB"), "auto"),
+        "auto",
+        MEMORY,
+        "MiB of main memory for what models need beside GPUs with memory of their own; auto = what the machine has, 0 = unlimited",
+    )
+    degrade: tuple[Degrade, ...] = setting(
+        amounts.steps(Degrade),
+        (),
+        MEMORY,
+        "what may be given up, in this order, where a model does not fit: ctx (context), kv_type (smaller cache), ngl (layers on the GPU)",
+        per_model=True,
+    )
 
     max_queue_depth: int = setting(
         v.integer(1, 1_000_000), 32, LINES, "requests that may wait for one model; beyond it 429 with Retry-After"
@@ -246,11 +271,11 @@ class Settings:
     llama_api_key: str | None = setting(
         v.or_none(v.SECRET, "auto"), "auto", ENGINE, "key for llama_url, or @FILE whose first line holds it", secret=True
     )
-    llama_ctx: int | None = setting(
-        v.or_none(v.integer(16, 1 << 26, "tokens"), "auto"),
+    llama_ctx: int | amounts.CtxMax | None = setting(
+        v.or_none(amounts.context_length(16, 1 << 26), "auto"),
         "auto",
         ENGINE,
-        "context in tokens over all slots of a model, as llama.cpp's -c; auto = the model's own, at most 8192",
+        "tokens of context over all slots, as llama.cpp's -c; auto = the model's own, at most 8192; max = all that fits; max:N",
         per_model=True,
     )
     llama_parallel: int | None = setting(
@@ -288,6 +313,13 @@ class Settings:
         "prompt cache of a model in host memory, MiB; 0 = none",
         per_model=True,
     )
+    llama_ctx_checkpoints: int | None = setting(
+        v.or_none(v.integer(0, 1024), "auto"),
+        "auto",
+        ENGINE,
+        "states kept for each slot in host memory, so that recurrent and sliding-window models need not read a text again; auto = 0",
+        per_model=True,
+    )
     llama_extra_args: tuple[str, ...] = setting(
         v.listing(), (), ENGINE, "further llama-server arguments; none that move memory, the listener or files", per_model=True
     )
@@ -319,10 +351,16 @@ class Settings:
 
     models: Mapping[str, ModelSettings] = field(default_factory=lambda: MappingProxyType({}))
 
+    def budget_wish(self) -> Wish:
+        """What the operator says about memory; core.budget makes a budget of it when the devices are known."""
+        return Wish(self.vram_budget_mb, self.vram_margin_mb, self.host_budget_mb)
+
     def limits(self) -> Limits:
-        """What the scheduler's decisions depend on."""
+        """What the scheduler's decisions depend on. Of the budget, what is known without a look at the machine: auto is no limit yet."""
+        budget = self.vram_budget_mb
+        by_device = {DeviceId(f"local/{name}"): mb for name, mb in budget.items()} if isinstance(budget, Mapping) else {LOCAL: budget or 0}
         return Limits(
-            budget_mb=MappingProxyType({LOCAL: self.vram_budget_mb}),
+            budget_mb=MappingProxyType(by_device),
             margin_mb=self.vram_margin_mb,
             queue_depth_max=self.max_queue_depth,
             wait_max_seconds=self.max_wait,
@@ -358,8 +396,11 @@ class Settings:
         from modeld.catalog.models import ModelOverride, PartialOptions
 
         own = self.for_model(model_id)
+        ctx = self.effective(model_id, "llama_ctx")
+        most = isinstance(ctx, amounts.CtxMax)
         options = PartialOptions(
-            ctx=self.effective(model_id, "llama_ctx"),
+            ctx=(ctx.cap or None) if most else ctx,
+            ctx_max=most,
             parallel=self.effective(model_id, "llama_parallel"),
             threads=self.effective(model_id, "llama_threads"),
             ngl=self.effective(model_id, "llama_ngl"),
@@ -369,6 +410,7 @@ class Settings:
             flash_attn=self.effective(model_id, "llama_flash_attn"),
             kv_unified=self.effective(model_id, "llama_kv_unified"),
             cache_ram_mb=self.effective(model_id, "llama_cache_ram_mb"),
+            ctx_checkpoints=self.effective(model_id, "llama_ctx_checkpoints"),
             extra_args=self.effective(model_id, "llama_extra_args"),
         )
         return ModelOverride(
@@ -380,6 +422,7 @@ class Settings:
             preload=own.preload,
             priority=own.priority,
             kind=own.kind,
+            degrade=self.effective(model_id, "degrade"),
         )
 
 

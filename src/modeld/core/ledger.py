@@ -78,6 +78,10 @@ class Ledger:
         """What is on its way back."""
         return self._releasing_mb.get(device, 0)
 
+    def held_as(self, device: DeviceId, hold: Hold) -> int:
+        """MiB of the device that are held in this way."""
+        return sum(entry.need_mb.get(device, 0) for entry in self._entries.values() if entry.hold is hold)
+
     def held(self, instance: InstanceId) -> Mapping[DeviceId, int]:
         """MiB per device, nothing for an instance that is gone."""
         entry = self._entries.get(instance)

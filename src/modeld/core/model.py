@@ -260,7 +260,7 @@ class Limits:
     """The settings that decisions depend on. 0 means "no limit" for a device's budget, infer_timeout and the two token times.
 
     budget_mb               MiB per device; HOST is host memory, unlimited when it is not named
-    margin_mb               MiB kept free on each device (not on HOST)
+    margin_mb               MiB kept free on each device, host_margin_mb on HOST
     one_pool                devices have no memory of their own: all that a model takes counts on its device
     fairness_wait_seconds   a model whose oldest request has waited so long is due: room is made for it
     turn_max_seconds        longest time for which a due model, once loaded, is safe from other due models; None = fairness_wait
@@ -271,6 +271,7 @@ class Limits:
 
     budget_mb: Mapping[DeviceId, int] = field(default_factory=lambda: {LOCAL: 0})
     margin_mb: int = 0
+    host_margin_mb: int = 0
     one_pool: bool = True
     queue_depth_max: int = 32
     wait_max_seconds: float = 30.0
@@ -285,6 +286,10 @@ class Limits:
     first_token_seconds: float = 120.0
     prompt_token_seconds: float = 0.25
     inter_token_seconds: float = 60.0
+
+    def kept_free_mb(self, device: DeviceId) -> int:
+        """MiB of a device that nobody gets."""
+        return self.host_margin_mb if device == HOST else self.margin_mb
 
     @property
     def turn_seconds(self) -> float:

@@ -64,7 +64,7 @@ class LineView:
 class DeviceView:
     """One device of the ledger, MiB. `budget_mb` 0 = unlimited.
 
-    releasing_mb  of what is used: on its way back
+    reserved_mb, committed_mb, releasing_mb   what is used: for loads, by instances that are ready, on its way back
     room_mb       what may be used now: the budget less the margin, and less what others hold of the device; None = unlimited
     total_mb      what the device has, 0 = it was not seen; `foreign_mb` what other programs hold of it for good
     """
@@ -76,6 +76,13 @@ class DeviceView:
     room_mb: int | None = None
     total_mb: int = 0
     foreign_mb: int = 0
+    reserved_mb: int = 0
+    committed_mb: int = 0
+
+    @property
+    def free_mb(self) -> int | None:
+        """What may still be given out; None = unlimited."""
+        return None if self.room_mb is None else max(0, self.room_mb - self.used_mb)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from typing import Final, Protocol, assert_never
 
 from modeld.core.changes import Change
 from modeld.core.estimate import Need
+from modeld.core.footprint import Learned
 from modeld.core.messages import (
     CheckLaunch,
     CheckProgress,
@@ -33,6 +34,7 @@ from modeld.core.messages import (
     LeaseFailed,
     LeaseReleased,
     MemoryFreed,
+    MemorySeen,
     ProbeFootprint,
     ProgressChecked,
     Refuse,
@@ -47,6 +49,7 @@ from modeld.core.messages import (
 from modeld.core.model import HOST, LOCAL, DeviceId, InstanceId, ModelId, ModelSpec, Request, RequestId
 from modeld.core.scheduler import Scheduler
 from modeld.core.snapshot import Explanation, Snapshot
+from modeld.core.whatif import WhatIf
 from modeld.errors import ClientGone, DeadlineUnreachable, Died, InstanceFault, InvariantError, ModeldError, QueueFull, WaitTimeout
 from modeld.runtime.adapters.interface import Served
 from modeld.runtime.journal import Journal
@@ -93,12 +96,14 @@ class Recorder(Protocol):
 class Lease:
     """A slot of a ready instance, held while a request runs."""
 
-    __slots__ = ("_granted_at", "_on_revoke", "_progress", "_revoked", "instance", "request", "served", "tokens")
+    __slots__ = ("_granted_at", "_on_revoke", "_progress", "_revoked", "degraded", "instance", "request", "served", "tokens")
 
-    def __init__(self, request: Request, instance: InstanceId, served: Served, granted_at: float) -> None:
+    def __init__(self, request: Request, instance: InstanceId, served: Served, granted_at: float, degraded: tuple[str, ...] = ()) -> None:
         self.request = request
         self.instance = instance
         self.served = served
+        self.degraded = degraded
+        """What of the instance was given up to make it fit, in words."""
         self._granted_at = granted_at
         self._progress: Progress | None = None
         self.tokens = 0
@@ -286,6 +291,14 @@ class Driver:
         """What a model of the catalogue would take if it were started now, by all that is known."""
         return self._scheduler.need(model)
 
+    def launch(self, model: ModelId) -> ModelSpec:
+        """What a model of the catalogue would be started with now: its context may be less than what was asked for."""
+        return self._scheduler.launch(model)
+
+    def degraded(self, model: ModelId) -> tuple[str, ...]:
+        """What was given up of a model to make it fit, in words of the settings; of one that does not run, what would be."""
+        return self._scheduler.degraded(model)
+
     def pin_refusal(self, model: ModelId) -> ModeldError | None:
         """Why `model` cannot be pinned now, or None."""
         return self._scheduler.pin_refusal(model)
@@ -303,6 +316,14 @@ class Driver:
     def explain(self) -> Explanation:
         return self._scheduler.explain(self.loop.time())
 
+    def what_if(self, models: Sequence[ModelId]) -> WhatIf:
+        """What would happen if these models were asked for, or each for itself where none is named."""
+        return self._scheduler.what_if(models, self.loop.time())
+
+    def footprints(self) -> tuple[Learned, ...]:
+        """What was learned of launches."""
+        return self._scheduler.footprints()
+
     def now(self) -> float:
         """The clock of all decisions: the loop's monotonic seconds."""
         return self.loop.time()
@@ -316,7 +337,8 @@ class Driver:
         except InvariantError as error:
             self._broken(event, error)
             return
-        self.journal.record(now, event, commands)
+        if commands or not isinstance(event, MemorySeen):  # one every other second would drive all else out of the ring
+            self.journal.record(now, event, commands)
         if self._trace is not None:
             self._trace.record(now, event, commands)
         changes = self._scheduler.take_changes()
@@ -398,7 +420,7 @@ class Driver:
             return
         del self._pending[request]
         self._observer.observe_wait(now - waiting.since)
-        self._leases[request] = lease = Lease(waiting.request, instance, served, now)
+        self._leases[request] = lease = Lease(waiting.request, instance, served, now, self._scheduler.degraded(waiting.request.model))
         waiting.granted.set_result(lease)
 
     def _refuse(self, request: RequestId, error: ModeldError, now: float) -> None:

@@ -37,7 +37,7 @@ _SCHEMA: Final = """
 CREATE TABLE launches (
     setup TEXT NOT NULL, launch_key TEXT NOT NULL, header_hash TEXT NOT NULL, model TEXT NOT NULL, footprint BLOB,
     least_bytes INTEGER NOT NULL, predicted_bytes INTEGER NOT NULL, source TEXT NOT NULL, loads INTEGER NOT NULL,
-    seen REAL NOT NULL, PRIMARY KEY (setup, launch_key)
+    launch TEXT NOT NULL, seen REAL NOT NULL, PRIMARY KEY (setup, launch_key)
 );
 CREATE TABLE probes (
     setup TEXT NOT NULL, probe_key TEXT NOT NULL, header_hash TEXT NOT NULL, probe BLOB NOT NULL, seen REAL NOT NULL,
@@ -142,12 +142,14 @@ class Store:
     def _load(self, connection: sqlite3.Connection) -> FootprintsLearned:
         learned: dict[str, Learned] = {}
         rows = connection.execute(
-            "SELECT launch_key, model, footprint, least_bytes, predicted_bytes, source, loads FROM launches WHERE setup = ?", (self._setup,)
+            "SELECT launch_key, model, footprint, least_bytes, predicted_bytes, source, loads, launch, seen FROM launches WHERE setup = ?",
+            (self._setup,),
         )
-        for key, model, footprint, least, predicted, source, loads in rows:
+        for key, model, footprint, least, predicted, source, loads, launch, seen in rows:
             with contextlib.suppress(msgspec.MsgspecError, ValueError, TypeError):  # a row that somebody else wrote
                 marks = None if footprint is None else _FOOTPRINT.decode(footprint)
-                learned[key] = Learned(ModelId(model), marks, int(least), int(predicted), Source(source), int(loads))
+                numbers = (int(least), int(predicted), Source(source), int(loads))
+                learned[key] = Learned(ModelId(model), marks, *numbers, str(launch), float(seen))
         probes: dict[str, Probe] = {}
         for key, probe in connection.execute("SELECT probe_key, probe FROM probes WHERE setup = ?", (self._setup,)):
             with contextlib.suppress(msgspec.MsgspecError, TypeError):
@@ -184,8 +186,8 @@ class Store:
             learned.least_bytes,
             learned.predicted_bytes,
         ]
-        row += [learned.source.value, learned.loads, self._now()]
-        connection.execute("INSERT OR REPLACE INTO launches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        row += [learned.source.value, learned.loads, learned.launch, self._now()]
+        connection.execute("INSERT OR REPLACE INTO launches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def _tell(self, what: str, error: Exception | None) -> None:
         """Once: the daemon goes on without."""
