@@ -80,10 +80,24 @@ class Footprint:
 
 
 @dataclass(frozen=True, slots=True)
+class Point:
+    """The compute buffers of one context, in bytes by llama.cpp's name of the buffer type ("CPU", "CUDA0", "CUDA_Host")."""
+
+    ctx: int
+    parallel: int
+    ubatch: int
+    batch: int
+    kv_unified: bool
+    compute_bytes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """What llama.cpp's dry pass said of one launch, in bytes: nothing was allocated.
 
     ctx, parallel, ubatch   of the launch that was asked about
+    weights_by, context_by  the same figures by name of the buffer type
+    points                  that launch and others of the same probe key, between which `compute` interpolates
     """
 
     ctx: int
@@ -92,6 +106,9 @@ class Probe:
     weights_bytes: int
     context_bytes: int
     compute_bytes: int
+    weights_by: Mapping[str, int] = field(default_factory=dict)
+    context_by: Mapping[str, int] = field(default_factory=dict)
+    points: tuple[Point, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
