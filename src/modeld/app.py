@@ -35,7 +35,7 @@ from modeld.config import Loaded, Settings
 from modeld.core.budget import Budget, DeviceFacts, resolve, seen
 from modeld.core.footprint import DeviceMemory
 from modeld.core.messages import LoadRequested, MemorySeen, ModelTableReplaced, SettingsReplaced, ShutdownRequested
-from modeld.core.model import HOST, LOCAL, DeviceId, ModelSpec
+from modeld.core.model import HOST, LOCAL, DeviceId, Limits, ModelSpec
 from modeld.core.scheduler import Scheduler
 from modeld.errors import ConfigError, Draining, InvariantError, ModeldError, UnknownModel, UpstreamUnreachable
 from modeld.runtime.adapters.choice import choose
@@ -103,6 +103,42 @@ def _fetch(models_dir: Path) -> None:
         raise ConfigError(f"no model in {models_dir}, and the starter could not be fetched: {error.message}") from error
     finally:
         display.close()
+
+
+async def choose_engine(settings: Settings) -> tuple[Adapter, EngineInfo]:
+    """The engine that the settings ask for. Raises ConfigError."""
+    return await choose(
+        adapter=settings.adapter,
+        llama_bin=settings.llama_bin,
+        llama_url=settings.llama_url,
+        llama_api_key=settings.llama_api_key,
+        runtime_dir=settings.runtime_dir,
+        stop_grace=settings.stop_grace,
+    )
+
+
+async def find_budget(settings: Settings, adapter: Adapter) -> Budget:
+    """What follows from the settings for the devices that the engine has. Raises ConfigError for a device that is not there."""
+    host = await in_background(read_host_memory, name="memory")
+    return resolve(settings.budget_wish(), await _device_facts(adapter), host.total_mb)
+
+
+async def _device_facts(adapter: Adapter) -> tuple[DeviceFacts, ...] | None:
+    """The devices beside the CPU, as the engine names them; None = it does not say. What they have is not known yet: then it is no limit."""
+    found = await adapter.devices() if isinstance(adapter, EmbeddedAdapter) else None
+    if found is None:
+        return None
+    return tuple(DeviceFacts(one.name, one.name, 0, one.kind == "IGPU") for one in found if one.kind in ("GPU", "IGPU"))
+
+
+async def find_limits(settings: Settings) -> Limits:
+    """What a daemon with these settings would decide by on this machine. Raises ConfigError."""
+    adapter, _ = await choose_engine(settings)
+    try:
+        budget = Budget() if isinstance(adapter, ExternalAdapter) else await find_budget(settings, adapter)
+        return budget.put_into(settings.limits())
+    finally:
+        await adapter.close()
 
 
 class Daemon:
@@ -213,14 +249,7 @@ class Daemon:
 
     async def _serve_models(self) -> None:
         settings = self._settings
-        self._adapter, self._engine = await choose(
-            adapter=settings.adapter,
-            llama_bin=settings.llama_bin,
-            llama_url=settings.llama_url,
-            llama_api_key=settings.llama_api_key,
-            runtime_dir=settings.runtime_dir,
-            stop_grace=settings.stop_grace,
-        )
+        self._adapter, self._engine = await choose_engine(settings)
         engine = self._engine
         log.info("engine: %s, %s%s", engine.adapter, engine.build, f", on {', '.join(engine.devices)}" if engine.devices else "")
         if engine.warning:
@@ -245,21 +274,14 @@ class Daemon:
 
     async def _find_budget(self) -> None:
         """Before the first model is known: what the ledger may give out. Raises ConfigError for a device that is not there."""
+        assert self._adapter is not None
         if isinstance(self._adapter, ExternalAdapter):
             return  # its memory is not ours
-        host = await in_background(read_host_memory, name="memory")
-        self._budget = budget = resolve(self._settings.budget_wish(), await self._device_facts(), host.total_mb)
+        self._budget = budget = await find_budget(self._settings, self._adapter)
         self._driver.post(SettingsReplaced(budget.put_into(self._settings.limits())))
         for device, budget_mb in budget.budget_mb.items():
             margin_mb = budget.host_margin_mb if device == HOST else budget.margin_mb
             log.info("memory of %s: %s", device, f"{budget_mb} MiB, {margin_mb} of them kept free" if budget_mb else "no budget")
-
-    async def _device_facts(self) -> tuple[DeviceFacts, ...] | None:
-        """The devices beside the CPU, as the engine names them. What they have is not known yet: then it is no limit."""
-        found = await self._adapter.devices() if isinstance(self._adapter, EmbeddedAdapter) else None
-        if found is None:
-            return None
-        return tuple(DeviceFacts(one.name, one.name, 0, one.kind == "IGPU") for one in found if one.kind in ("GPU", "IGPU"))
 
     async def _watch_memory(self) -> None:
         """Nobody tells us what other programs take: look again and again."""
