@@ -24,26 +24,16 @@ CTX = 32768
 F32, F16, Q8_0, Q4_K = 0, 1, 8, 12
 BLOCK = {F32: (1, 4), F16: (1, 2), Q8_0: (32, 34), Q4_K: (256, 144)}
 
+# fmt: off
 MOE = {
-    "expert_count": 8,
-    "expert_used_count": 2,
-    "expert_feed_forward_length": 256,
-    "expert_shared_count": 1,
-    "expert_shared_feed_forward_length": 256,
-    "expert_gating_func": 2,
-    "expert_weights_scale": 1.0,
+    "expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 256, "expert_shared_count": 1,
+    "expert_shared_feed_forward_length": 256, "expert_gating_func": 2, "expert_weights_scale": 1.0,
 }
 SSM = {"ssm.conv_kernel": 4, "ssm.inner_size": 1024, "ssm.state_size": 64, "ssm.time_step_rank": 16, "ssm.group_count": 2}
 GDN = {"ssm.conv_kernel": 4, "ssm.inner_size": 512, "ssm.state_size": 128, "ssm.time_step_rank": 4, "ssm.group_count": 2}
 MLA = {
-    "attention.head_count_kv": 1,
-    "attention.key_length": 192,
-    "attention.value_length": 128,
-    "attention.key_length_mla": 96,
-    "attention.value_length_mla": 64,
-    "attention.kv_lora_rank": 128,
-    "attention.q_lora_rank": 64,
-    "rope.dimension_count": 64,
+    "attention.head_count_kv": 1, "attention.key_length": 192, "attention.value_length": 128, "attention.key_length_mla": 96,
+    "attention.value_length_mla": 64, "attention.kv_lora_rank": 128, "attention.q_lora_rank": 64, "rope.dimension_count": 64,
     "leading_dense_block_count": 1,
 }
 SWA = {"attention.sliding_window": 1024}
@@ -64,51 +54,24 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
     "qwen3moe": {**MOE, "attention.key_length": 128, "attention.value_length": 128},
     "qwen3next": {**MOE, **GDN, "full_attention_interval": 4, "block_count": 8, "attention.key_length": 128, "attention.value_length": 128},
     "qwen35": {**GDN, **ROPES, "full_attention_interval": 4, "block_count": 8, "attention.key_length": 128, "attention.value_length": 128},
-    "qwen35moe": {
-        **MOE,
-        **GDN,
-        **ROPES,
-        "attention.recurrent_layers": (True, False, True, True),
-        "attention.key_length": 128,
-        "attention.value_length": 128,
-    },
+    "qwen35moe": {**MOE, **GDN, **ROPES, "attention.recurrent_layers": (True, False, True, True), "attention.key_length": 128,
+                  "attention.value_length": 128},
     "gemma": {},
     "gemma2": {"block_count": 7},
     "gemma3": {**SWA, "block_count": 13, "attention.key_length": 128, "attention.value_length": 128},
     "gemma3n": {**SWA, "block_count": 24, "attention.key_length": 64, "attention.value_length": 64, "embedding_length_per_layer_input": 64},
-    "gemma4": {
-        **SWA,
-        "block_count": 12,
-        "attention.key_length": 128,
-        "attention.value_length": 128,
-        "attention.key_length_swa": 64,
-        "attention.value_length_swa": 64,
-        "attention.shared_kv_layers": 4,
-        "embedding_length_per_layer_input": 64,
-        "attention.sliding_window_pattern": (True, True, True, True, True, False) * 2,
-    },
+    "gemma4": {**SWA, "block_count": 12, "attention.key_length": 128, "attention.value_length": 128, "attention.key_length_swa": 64,
+               "attention.value_length_swa": 64, "attention.shared_kv_layers": 4, "embedding_length_per_layer_input": 64,
+               "attention.sliding_window_pattern": (True, True, True, False) * 3},
     "gpt-oss": {**MOE, "attention.sliding_window": 128, "attention.key_length": 64, "attention.value_length": 64},
     "deepseek2": {**MOE, **MLA},
     "deepseek32": {**MOE, **MLA, "attention.indexer.head_count": 4, "attention.indexer.key_length": 128, "attention.indexer.top_k": 2048},
     "mamba": {**SSM, "attention.head_count": 0, "attention.head_count_kv": None},
     "mamba2": {**SSM, "attention.head_count": 0, "attention.head_count_kv": None},
-    "rwkv6": {
-        "attention.head_count": 0,
-        "attention.head_count_kv": None,
-        "wkv.head_size": 64,
-        "time_mix_extra_dim": 32,
-        "time_decay_extra_dim": 64,
-        "rescale_every_n_layers": 6,
-    },
-    "rwkv7": {
-        "attention.head_count": 0,
-        "attention.head_count_kv": None,
-        "wkv.head_size": 64,
-        "attention.decay_lora_rank": 64,
-        "attention.iclr_lora_rank": 64,
-        "attention.value_residual_mix_lora_rank": 32,
-        "attention.gate_lora_rank": 128,
-    },
+    "rwkv6": {"attention.head_count": 0, "attention.head_count_kv": None, "wkv.head_size": 64, "time_mix_extra_dim": 32,
+              "time_decay_extra_dim": 64, "rescale_every_n_layers": 6},
+    "rwkv7": {"attention.head_count": 0, "attention.head_count_kv": None, "wkv.head_size": 64, "attention.decay_lora_rank": 64,
+              "attention.iclr_lora_rank": 64, "attention.value_residual_mix_lora_rank": 32, "attention.gate_lora_rank": 128},
     "lfm2": {**mixed(2, 0, 0, 2, 0), "shortconv.l_cache": 3, "attention.head_count": 8},
     "lfm2moe": {**MOE, **mixed(2, 0, 0, 2, 0), "shortconv.l_cache": 3, "leading_dense_block_count": 1},
     "falcon-h1": SSM,
@@ -116,15 +79,8 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
     "granitehybrid": {**SSM, **mixed(2, 0, 0, 2)},
     "jamba": {**SSM, **mixed(2, 0, 0, 0)},
     "nemotron_h": {**SSM, **mixed(2, 0, 0, 0, 0), "feed_forward_length": (0, 0, 1024, 0, 1024)},
-    "plamo2": {
-        **SSM,
-        **mixed(2, 0, 0, 2),
-        "attention.head_count": (8, 0, 0, 8),
-        "ssm.group_count": 0,
-        "ssm.time_step_rank": 16,
-        "attention.key_length": 64,
-        "attention.value_length": 64,
-    },
+    "plamo2": {**SSM, **mixed(2, 0, 0, 2), "attention.head_count": (8, 0, 0, 8), "ssm.group_count": 0, "ssm.time_step_rank": 16,
+               "attention.key_length": 64, "attention.value_length": 64},
     "kimi-linear": {**MOE, **MLA, **mixed(1, 0, 0, 1), "kda.head_dim": 64, "ssm.conv_kernel": 4},
     "phi2": {},
     "phi3": SWA,
@@ -142,22 +98,19 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
     "gpt2": {"attention.head_count_kv": 8},
     "falcon": {"attention.head_count_kv": 2},
     "grok": MOE,
-    "openelm": {
-        "attention.head_count": (8, 8, 4, 4),
-        "attention.head_count_kv": (2, 2, 1, 4),
-        "attention.key_length": 64,
-        "attention.value_length": 64,
-        "feed_forward_length": (512, 512, 768, 1024),
-    },
+    "openelm": {"attention.head_count": (8, 8, 4, 4), "attention.head_count_kv": (2, 2, 1, 4), "attention.key_length": 64,
+                "attention.value_length": 64, "feed_forward_length": (512, 512, 768, 1024)},
     "minicpm": {},
     "internlm2": {},
-    "olmoe": MOE,
+    "olmoe": {**MOE, "attention.head_count_kv": 8},
     "bert": {"attention.causal": False},
     "nomic-bert": {"attention.causal": False},
 }
 """Family -> what differs from `plain`. `None` leaves a key out."""
+# fmt: on
 
 
+# fmt: off
 def plain() -> dict[str, Any]:
     return {
         "block_count": 4,
@@ -181,17 +134,14 @@ def plain() -> dict[str, Any]:
         "attention.scale": 1.0,
     }
 
+# fmt: on
+
 
 def metadata(arch: str, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
     said = {**plain(), **SHAPES[arch], **(more or {})}
     pairs = {f"{arch}.{key}": value for key, value in said.items() if value is not None}
-    return {
-        "general.architecture": arch,
-        "general.name": arch,
-        "tokenizer.ggml.model": "none",
-        "tokenizer.ggml.token_type_count": 2,
-        **pairs,
-    }
+    tokenizer = {"tokenizer.ggml.model": "none", "tokenizer.ggml.token_type_count": 2}
+    return {"general.architecture": arch, "general.name": arch, **tokenizer, **pairs}
 
 
 def make_arch(folder: Path, arch: str, *, tied: bool = False, more: Mapping[str, Any] | None = None) -> Path:
@@ -207,9 +157,10 @@ def make_arch(folder: Path, arch: str, *, tied: bool = False, more: Mapping[str,
     bare.unlink()
     if ran.returncode:
         raise RuntimeError(f"{arch}: exit {ran.returncode}: {ran.stderr.strip()[-400:]}")
-    listed = [(name, tuple(dims)) for name, dims in json.loads(ran.stdout) if not (tied and name == "output.weight")]
+    # A tensor that several layers share is asked for by each of them, and is in the file once.
+    listed = {name: tuple(dims) for name, dims in json.loads(ran.stdout) if not left_out(name, tied=tied)}
     tensors, end = [], 0
-    for name, dims in listed:
+    for name, dims in listed.items():
         kind = kind_of(name, dims)
         tensors.append(Tensor(name, dims, kind, end))
         elements, size = BLOCK[kind]
@@ -223,6 +174,11 @@ def make_arch(folder: Path, arch: str, *, tied: bool = False, more: Mapping[str,
         file.write(raw)
         file.truncate(len(raw) + end)
     return path
+
+
+def left_out(name: str, *, tied: bool) -> bool:
+    """Tensors that llama.cpp takes where they are: the factors beside FP4 weights, a head of its own."""
+    return name.endswith((".scale", ".input_scale")) or (tied and name == "output.weight")
 
 
 def kind_of(name: str, dims: tuple[int, ...]) -> int:

@@ -18,10 +18,13 @@ from modeld.api.protocol import ProtocolLimits
 from modeld.api.server import EdgeOptions, build_app
 from modeld.catalog import launch
 from modeld.catalog.models import ModelTable
+from modeld.cli.inspect import KEYS
 from modeld.config.settings import TABLE
 from modeld.core.estimate import need
+from modeld.core.footprint import Source
 from modeld.core.lifecycle import Signal, State, as_markdown
 from modeld.core.model import AttentionLayers, KvType, LaunchOptions, MemoryShape, ModelId, ModelSpec
+from modeld.core.whatif import Verdict
 from modeld.runtime.child import _ALLOWED, LOG_LINES_MAX
 from modeld.runtime.feed import Feed
 from modeld.runtime.supervisor import EXITS_MAX
@@ -148,7 +151,7 @@ def test_the_memory_example_is_what_the_code_counts() -> None:
         ModelId("a.gguf"),
         path="a.gguf",
         size_bytes=98_362_432,
-        memory=MemoryShape(attention=(AttentionLayers(30, 192, 192),), value_elements_max=192),
+        memory=MemoryShape(attention=(AttentionLayers(30, 192, 192),)),
         options=LaunchOptions(ctx=launch.CTX_AUTO_MAX),
     )
     whole = need(starter).total_mb
@@ -183,6 +186,24 @@ def test_the_names_that_a_child_inherits_are_those_of_the_code() -> None:
     assert [name for name in names if not _ALLOWED.fullmatch(name.replace("*", "X"))] == []
     words = set(re.findall(r"[A-Z][A-Z_]{1,}", _ALLOWED.pattern)) - {"A-Z", "Z"}
     assert sorted(word for word in words if not any(name.removesuffix("*").rstrip("_") == word.rstrip("_") for name in names)) == []
+
+
+# --- memory.md --------------------------------------------------------------------------------------------------------
+
+
+def told(text: str) -> set[str]:
+    """What stands in backquotes in the first column of a table."""
+    return {word for cell in re.findall(r"^\| (`[^|]+) \|", text, re.MULTILINE) for word in re.findall(r"`(\w+)`", cell)}
+
+
+def test_every_key_verdict_and_source_is_explained() -> None:
+    text = page("memory.md")
+    inspecting, planning = (text.partition(f"## Reading `modeld {verb}`")[2].partition("\n## ")[0] for verb in ("inspect", "plan"))
+    assert told(inspecting) == set(KEYS)
+    assert told(planning) == {verdict.value for verdict in Verdict} - {"unknown"}
+    assert told(text.partition("## Where a figure comes from")[2].partition("\n## ")[0]) == {source.value for source in Source} - {
+        "external"
+    }
 
 
 # --- all --------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, field
@@ -21,9 +21,11 @@ from modeld.api.protocol import ProtocolLimits, make_protocol
 from modeld.api.server import App, EdgeOptions, build_app
 from modeld.catalog.models import ModelTable
 from modeld.core.estimate import Need
-from modeld.core.footprint import Source
-from modeld.core.model import LOCAL, InstanceId, LaunchOptions, ModelId, ModelSpec, Priority, Request
+from modeld.core.footprint import Learned, Source
+from modeld.core.model import LOCAL, InstanceId, LaunchOptions, Limits, ModelId, ModelSpec, Priority, Request
+from modeld.core.scheduler import Scheduler
 from modeld.core.snapshot import DeviceView, Explanation, InstanceView, LineView, Snapshot
+from modeld.core.whatif import WhatIf
 from modeld.errors import InstanceFault, ModeldError, Unloaded
 from modeld.runtime.driver import Driver
 from modeld.runtime.feed import Feed
@@ -189,6 +191,7 @@ class FakeDriver:
     hold: bool = False
     seen: Snapshot = field(default_factory=snapshot)
     told: Explanation = field(default_factory=lambda: Explanation({}, ()))
+    learned: tuple[Learned, ...] = ()
     requests: list[Request] = field(default_factory=list)
     leases: list[FakeLease] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
@@ -208,6 +211,12 @@ class FakeDriver:
 
     def snapshot(self, *, estimates: bool = True) -> Snapshot:
         return self.seen
+
+    def what_if(self, models: Sequence[ModelId]) -> WhatIf:
+        return Scheduler(Limits(budget_mb={LOCAL: 1000}), {SPEC.id: SPEC, BROKEN.id: BROKEN}).what_if(models, 0.0)
+
+    def footprints(self) -> tuple[Learned, ...]:
+        return self.learned
 
     def explain(self) -> Explanation:
         return self.told

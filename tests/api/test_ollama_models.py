@@ -12,7 +12,7 @@ import pytest
 from modeld.api.ollama_models import FOR_GOOD, capabilities, details, digest, processes, shown, tags
 from modeld.catalog.models import ModelTable
 from modeld.core.lifecycle import State
-from modeld.core.model import HOST, LOCAL, InstanceId, KvShape, LaunchOptions, ModelId, ModelKind, ModelSpec
+from modeld.core.model import HOST, LOCAL, InstanceId, LaunchOptions, MemoryShape, ModelId, ModelKind, ModelSpec
 from modeld.core.snapshot import InstanceView, Snapshot
 
 UNIX = 1767323045.5
@@ -26,7 +26,7 @@ SPEC = ModelSpec(
     family="llama",
     quant="Q4_1",
     ctx_train=2048,
-    kv_shape=KvShape((3, 3), 64, 64),
+    memory=MemoryShape(layers=2, heads_kv=3, key_length=64, value_length=64),
     options=LaunchOptions(ctx=1024),
     ttl_seconds=60,
     parameters=134_515_008,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from makegguf import ARRAY, BOOL, F32, F64, I8, I16, I32, I64, STRING, U8, U16, U32, U64, Tensor, Typed, header, make_gguf, model_pairs
 from makegguf import vocabulary as make_vocabulary
 from modeld.catalog import gguf
-from modeld.catalog.gguf import GgufError, GgufFault, file_type_name, parse_bytes, parse_header, read_header
+from modeld.catalog.gguf import GgufError, GgufFault, parse_bytes, parse_header, read_header
+from modeld.catalog.tensor_types import file_type_name
 
 
 def fault_of(data: bytes, file_size: int | None = None) -> GgufFault:
@@ -292,38 +293,10 @@ def test_an_input_output_error_is_named(tmp_path, monkeypatch):
         read_header(path)
 
 
-@pytest.mark.parametrize(
-    ("number", "name"),
-    [
-        (0, "F32"),
-        (1, "F16"),
-        (3, "Q4_1"),
-        (7, "Q8_0"),
-        (15, "Q4_K_M"),
-        (1024 + 15, "Q4_K_M"),
-        (30, "IQ4_XS"),
-        (32, "BF16"),
-        (38, "MXFP4_MOE"),
-        (5, ""),
-        (-1, ""),
-    ],
-)
-def test_file_types_have_llama_cpps_names(number, name):
-    assert file_type_name(number) == name
-
-
 def test_split_numbers_default_to_one_whole():
     assert (parse_bytes(header()).split_no, parse_bytes(header()).split_count) == (0, 1)
     odd = parse_bytes(header({"split.no": "x", "split.count": -3}))
     assert (odd.split_no, odd.split_count) == (0, 1)
-
-
-def test_the_tables_agree_with_the_gguf_package():
-    constants = pytest.importorskip("gguf.constants", reason="needs the gguf package")
-    theirs = {int(kind): tuple(size) for kind, size in constants.GGML_QUANT_SIZES.items()}
-    assert {kind: size for kind, size in theirs.items() if kind in gguf.BLOCKS} == dict(gguf.BLOCKS)
-    names = {int(item): item.name.removeprefix("MOSTLY_").removeprefix("ALL_") for item in constants.LlamaFileType}
-    assert {number: name for number, name in names.items() if number in gguf.FILE_TYPES and gguf.FILE_TYPES[number] != name} == {}
 
 
 def test_what_the_gguf_package_writes_is_read(tmp_path):

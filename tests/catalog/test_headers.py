@@ -9,56 +9,23 @@ import pytest
 
 from makegguf import Tensor, header, make_gguf, model_pairs
 from modeld.catalog.gguf import parse_bytes
-from modeld.catalog.headers import ENCODERS, LABEL_CHARS_MAX, NO_CACHE, Facts, HeaderCache, facts_of, kv_shape, printable
-from modeld.core.model import KvShape
-
-
-def shape(**pairs) -> KvShape:
-    return kv_shape(model_pairs(**pairs), pairs.get("arch", "llama"))
-
-
-def test_the_cache_shape_follows_from_the_header_with_llama_cpps_defaults():
-    assert shape(layers=3, embd=64, heads=4, heads_kv=2) == KvShape((2, 2, 2), 16, 16)
-    assert shape(layers=2, embd=64, heads=4, heads_kv=None) == KvShape((4, 4), 16, 16)
-    assert shape(layers=2, heads_kv=(1, 0)).heads_kv == (1, 0)
-    assert shape(layers=2, heads=(4, 8), heads_kv=None) == KvShape((4, 8), 8, 8)
-    own = {"llama.attention.key_length": 576, "llama.attention.value_length": 512}
-    assert shape(layers=1, heads_kv=1, extra=own) == KvShape((1,), 576, 512)
-
-
-@pytest.mark.parametrize(
-    "pairs",
-    [
-        {"layers": None},
-        {"layers": (1 << 32) - 1},
-        {"layers": -1},
-        {"heads": None, "heads_kv": None},
-        {"heads_kv": (1,)},
-        {"heads_kv": "4"},
-        {"heads_kv": (0, 0)},
-        {"heads_kv": (1 << 60, 1 << 60)},
-        {"embd": None},
-        {"embd": True},
-        {"heads": 0},
-    ],
-)
-def test_an_absurd_shape_is_no_shape(pairs):
-    assert shape(**pairs) == KvShape()
+from modeld.catalog.headers import LABEL_CHARS_MAX, Facts, HeaderCache, facts_of, header_hash, printable
+from modeld.catalog.layers import memory_shape
 
 
 def test_facts_are_what_the_catalogue_needs(tmp_path):
     pairs = model_pairs("qwen3", name=" A\nname\x1b[2J ", file_type=15, ctx=4096)
-    facts = facts_of(parse_bytes(header(pairs)))
+    read = parse_bytes(header(pairs))
+    facts = facts_of(read)
     assert facts == Facts(
         family="qwen3",
         name="A�name�[2J",
         quant="Q4_K_M",
         ctx_train=4096,
-        heads_kv=(2, 2),
-        key_length=16,
-        value_length=16,
         embedding_length=64,
         format_version=3,
+        memory=memory_shape(read),
+        header_hash=header_hash(read),
     )
 
 
@@ -91,16 +58,25 @@ def test_weights_words_and_widths_are_counted():
     assert facts.size_label.startswith("1.7B") and len(facts.size_label) == LABEL_CHARS_MAX and facts.size_label.isprintable()
 
 
-def test_a_family_without_a_cache_has_no_shape():
-    for family in sorted(NO_CACHE):
-        assert shape(arch=family) == KvShape()
-    for family in sorted(ENCODERS - NO_CACHE):
-        assert shape(arch=family) != KvShape()
+def test_what_decides_memory_makes_the_hash_and_nothing_else_does():
+    def hashed(pairs, *tensors):
+        return header_hash(parse_bytes(header(pairs, tensors or [Tensor()]) + bytes(4096)))
+
+    plain = hashed(model_pairs())
+    assert len(plain) == 32 and int(plain, 16)
+    same = [model_pairs(name="Other"), model_pairs(vocab=70), model_pairs(extra={"llama.rope.freq_base": 5e5, "tokenizer.x": 3})]
+    assert {hashed(pairs) for pairs in same} == {plain}
+    others = [
+        *(hashed(pairs) for pairs in (model_pairs(layers=3), model_pairs(heads_kv=(2, 1)), model_pairs("qwen2"), model_pairs(ctx=4096))),
+        *(hashed(model_pairs(), tensor) for tensor in (Tensor("output.weight"), Tensor(dims=(64,)), Tensor(dims=(32,), type=3))),
+        hashed(model_pairs(), Tensor(), Tensor("b", offset=32)),
+    ]
+    assert len({plain, *others}) == 1 + len(others)
 
 
 def test_odd_types_in_a_header_are_as_if_absent():
     facts = facts_of(parse_bytes(header({"general.architecture": 7, "general.name": [1], "general.file_type": "3"})))
-    assert facts == Facts(format_version=3)
+    assert facts == Facts(format_version=3, header_hash=facts.header_hash)
     assert facts_of(parse_bytes(header(model_pairs(ctx=1 << 40)))).ctx_train == 0
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from modeld.catalog.headers import ENCODERS, Facts
+from modeld.catalog.headers import Facts
 from modeld.catalog.kinds import kind_of, modalities, reads_whole
+from modeld.catalog.layers import ENCODERS
 from modeld.catalog.models import Catalog, ModelOverride
 from modeld.core.model import ModelId, ModelKind
 from tinymodels import make_decoder, make_embedder, make_reranker

@@ -12,7 +12,7 @@ from makegguf import make_gguf, make_split
 from modeld.catalog import headers
 from modeld.catalog.launch import usable_cpu_count
 from modeld.catalog.models import Catalog, ModelOverride, ModelTable, PartialOptions
-from modeld.core.model import Degrade, KvShape, LaunchOptions, ModelId, ModelKind, ModelSpec, Priority
+from modeld.core.model import AttentionLayers, Degrade, LaunchOptions, MemoryShape, ModelId, ModelKind, ModelSpec, Priority
 from modeld.errors import UnknownModel
 
 
@@ -41,6 +41,7 @@ def test_a_model_is_described_by_its_header(tmp_path):
     path = make_gguf(tmp_path / "tiny-x.gguf", size_bytes=8192, arch="qwen3", name="Tiny X", file_type=15, ctx=4096, layers=2, heads_kv=1)
     found = scan(tmp_path)
     spec = found.models[ModelId("tiny-x.gguf")]
+    weights = -(-spec.parameters // 32) * 32
     assert spec == ModelSpec(
         id=ModelId("tiny-x.gguf"),
         path=str(path),
@@ -51,7 +52,18 @@ def test_a_model_is_described_by_its_header(tmp_path):
         family="qwen3",
         quant="Q4_K_M",
         ctx_train=4096,
-        kv_shape=KvShape((1, 1), 16, 16),
+        memory=MemoryShape(
+            weights_bytes=weights,
+            attention=(AttentionLayers(2, 16, 16),),
+            value_elements_max=16,
+            certain=True,
+            layers=2,
+            heads_kv=1,
+            key_length=16,
+            value_length=16,
+            tied_bytes=weights,
+        ),
+        header_hash=spec.header_hash,
         options=LaunchOptions(ctx=4096, threads=usable_cpu_count()),
         parameters=spec.parameters,
         embedding_length=64,
@@ -59,7 +71,7 @@ def test_a_model_is_described_by_its_header(tmp_path):
         modified_unix=path.stat().st_mtime,
     )
     assert 7000 < spec.parameters < 8192  # one tensor of bytes, beside the header
-    assert len(spec.fingerprint) == 16
+    assert len(spec.fingerprint) == 16 and len(spec.header_hash) == 32
     assert found.notes == ()
 
 

@@ -6,50 +6,15 @@ from dataclasses import replace
 import pytest
 
 from modeld.core.estimate import MIB, embedding_bytes, need
-from modeld.core.memory import cells, context_bytes
-from modeld.core.model import AttentionLayers, FlashAttention, KvType, LaunchOptions, MemoryShape, ModelId, ModelKind, ModelSpec
+from modeld.core.model import AttentionLayers, FlashAttention, LaunchOptions, MemoryShape, ModelId, ModelKind, ModelSpec
 
 SMOLLM2 = ModelSpec(
     id=ModelId("starter.gguf"),
     path="/starter.gguf",
     size_bytes=98_362_432,
     options=LaunchOptions(ctx=8192, parallel=4, kv_unified=True),
-    memory=MemoryShape(attention=(AttentionLayers(30, 192, 192),), value_elements_max=192),
+    memory=MemoryShape(attention=(AttentionLayers(30, 192, 192),), certain=True),
 )
-
-
-def test_the_kv_cache_of_a_real_model_to_the_byte():
-    """SmolLM2-135M at 8192 cells, f16: llama.cpp prints "KV buffer size = 180.00 MiB"."""
-    assert context_bytes(SMOLLM2.memory, SMOLLM2.options) == 180 * MIB
-
-
-@pytest.mark.parametrize(
-    ("ctx", "parallel", "unified", "expected"),
-    [
-        (8192, 4, True, 8192),
-        (8192, 4, False, 8192),
-        (1000, 4, True, 1024),
-        (1000, 4, False, 1024),
-        (1000, 3, False, 1536),
-        (1, 1, True, 256),
-    ],
-)
-def test_cells_are_padded_as_llama_cpp_pads_them(ctx: int, parallel: int, unified: bool, expected: int):
-    assert cells(LaunchOptions(ctx=ctx, parallel=parallel, kv_unified=unified)) == expected
-
-
-@pytest.mark.parametrize(
-    ("kv_type", "share"), [(KvType.F32, 2.0), (KvType.F16, 1.0), (KvType.BF16, 1.0), (KvType.Q8_0, 34 / 64), (KvType.Q4_0, 18 / 64)]
-)
-def test_quantised_rows_take_their_blocks(kv_type: KvType, share: float):
-    quantised = replace(SMOLLM2, options=replace(SMOLLM2.options, kv_type=kv_type))
-    assert context_bytes(quantised.memory, quantised.options) == int(180 * MIB * share)
-
-
-def test_layers_may_differ_and_layers_without_attention_cost_nothing():
-    layers = (AttentionLayers(1, 192, 192), AttentionLayers(1, 64, 64))
-    mixed = MemoryShape(attention=layers, value_elements_max=192)
-    assert context_bytes(mixed, SMOLLM2.options) == 8192 * (3 + 1) * 2 * 64 * 2
 
 
 def test_the_sum_has_its_parts_and_its_source():
@@ -58,6 +23,17 @@ def test_the_sum_has_its_parts_and_its_source():
     assert [part.name for part in cost.parts] == ["weights", "context", "compute and process"]
     assert cost.total_mb == -(-sum(part.bytes for part in cost.parts) // MIB)
     assert cost.total_mb == 343  # 93.8 + 180 + 64 + 4.7
+
+
+def test_the_header_knows_the_weights_and_a_head_on_the_device_has_a_copy_of_its_own():
+    known = replace(SMOLLM2, memory=replace(SMOLLM2.memory, weights_bytes=90 * MIB, tied_bytes=15 * MIB))
+    assert [(part.name, part.bytes >> 20) for part in need(known).parts][:2] == [("weights", 90), ("output head", 15)]
+    on_host = replace(known, options=replace(known.options, ngl=0))
+    assert "output head" not in [part.name for part in need(on_host).parts]
+
+
+def test_a_family_never_compared_is_not_certain():
+    assert need(SMOLLM2).certain and not need(replace(SMOLLM2, memory=replace(SMOLLM2.memory, certain=False))).certain
 
 
 def test_an_attached_projector_counts():

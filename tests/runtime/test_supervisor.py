@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from modeld.core.footprint import Probe
 from modeld.core.messages import (
     Event,
+    FootprintProbed,
     InstanceExited,
     InstanceFailed,
     InstanceReady,
@@ -25,6 +27,8 @@ from modeld.core.messages import (
     LaunchRejected,
     LoadProgressed,
     MemoryFreed,
+    ProbeFailed,
+    Remember,
 )
 from modeld.core.model import InstanceId, LaunchOptions, ModelId, ModelSpec
 from modeld.errors import Died, EngineMissing, InvariantError, LoadFailed, LoadStalled, ModelUnavailable, OutOfMemory, SpawnFailed
@@ -44,14 +48,14 @@ STOPPED: Chain = [InstanceSpawned, InstanceExited, MemoryFreed]
 class Stage:
     """A supervisor with the stub behind it, and what it posted."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **more: Any) -> None:
         self.folder = folder
         self.events: list[Event] = []
         self._news = asyncio.Event()
         self.adapter: Adapter = LlamaServerAdapter(
             binary=FAKE, runtime_dir=folder / "run", stop_grace=0.2, stall=Stall(seconds=0.4, seconds_per_gib=0)
         )
-        self.supervisor = Supervisor(self.adapter, self.post)
+        self.supervisor = Supervisor(self.adapter, self.post, **more)
 
     def post(self, event: Event) -> None:
         self.events.append(event)
@@ -374,3 +378,53 @@ async def test_a_bug_at_the_end_of_one_costs_that_one_only(stage: Stage, monkeyp
     living = stage.supervisor.served(two)
     assert living is not None
     assert await living.health()
+
+
+class _Prober:
+    """Answers when it is told to, with what it is told."""
+
+    def __init__(self, answer: Probe | Exception) -> None:
+        self._answer = answer
+        self.may_answer = asyncio.Event()
+
+    async def ask(self, spec: ModelSpec) -> Probe:
+        await self.may_answer.wait()
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+
+PROBE = Probe(ctx=4096, parallel=1, ubatch=512, weights_bytes=1, context_bytes=2, compute_bytes=3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "event"),
+    [
+        (PROBE, FootprintProbed(ModelId("a.gguf"), "key", PROBE)),
+        (LoadFailed("no such family"), ProbeFailed(ModelId("a.gguf"), "key", "no such family")),
+        (OSError("a bug"), ProbeFailed(ModelId("a.gguf"), "key", "it could not be asked because of a fault in modeld")),
+    ],
+)
+async def test_a_probe_ends_in_one_event_and_keeps_nothing_else_waiting(tmp_path: Path, answer: Probe | Exception, event: Event) -> None:
+    prober, kept = _Prober(answer), list[Remember]()
+    stage = Stage(tmp_path, prober=prober, keep=kept.append)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(stage.supervisor.run())
+        await asyncio.sleep(0)
+        stage.supervisor.probe(stage.spec(), "key")
+        stage.supervisor.start(ONE, stage.spec("b.gguf"))
+        await stage.until(InstanceReady)
+        assert not any(isinstance(one, FootprintProbed | ProbeFailed) for one in stage.events)
+        prober.may_answer.set()
+        await stage.until(type(event))
+        assert [one for one in stage.events if isinstance(one, FootprintProbed | ProbeFailed)] == [event]
+        stage.supervisor.remember(Remember("key", "hash", probe=PROBE))
+        assert kept == [Remember("key", "hash", probe=PROBE)]
+        await stage.supervisor.close()
+    await stage.adapter.close()
+
+
+async def test_without_a_prober_the_answer_is_that_there_is_none(stage: Stage) -> None:
+    stage.supervisor.probe(stage.spec(), "key")
+    assert await stage.until(ProbeFailed) == ProbeFailed(ModelId("a.gguf"), "key", "this engine cannot be asked")
+    stage.supervisor.remember(Remember("key", "hash"))

@@ -162,10 +162,10 @@ def _header(spec: ModelSpec) -> dict[str, Any]:
         "general.size_label": spec.size_label,
         f"{family}.context_length": spec.ctx_train,
         f"{family}.embedding_length": spec.embedding_length,
-        f"{family}.block_count": len(spec.kv_shape.heads_kv),
-        f"{family}.attention.head_count_kv": max(spec.kv_shape.heads_kv, default=0),
-        f"{family}.attention.key_length": spec.kv_shape.key_length,
-        f"{family}.attention.value_length": spec.kv_shape.value_length,
+        f"{family}.block_count": spec.memory.layers,
+        f"{family}.attention.head_count_kv": spec.memory.heads_kv,
+        f"{family}.attention.key_length": spec.memory.key_length,
+        f"{family}.attention.value_length": spec.memory.value_length,
         f"{family}.vocab_size": spec.vocabulary,
     }
     return {key: value for key, value in known.items() if value and not key.startswith(".")}

@@ -40,6 +40,7 @@ from modeld.api.openai import OpenAI
 from modeld.api.openapi import Documents
 from modeld.api.ops import Ops
 from modeld.api.passthrough import Passthrough
+from modeld.api.plans import Plans
 from modeld.api.relay import Relay
 from modeld.api.route import JSON, MULTIPART, Call, Dialect, Header, Reply, Route, Scope
 from modeld.api.routing import Match, RouteTable
@@ -130,6 +131,7 @@ def build_app(
     )
     routes = [
         *native.routes(),
+        *Plans(driver, table).routes(),
         *OpenAI(relay, passthrough, driver, table=table).routes(),
         *LlamaCpp(relay, passthrough).routes(),
         *Ollama(relay, table=table, snapshot=driver.snapshot, engine=engine).routes(),

@@ -13,6 +13,8 @@ and each jump past the window one bounded read, so the read limit also bounds th
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import stat
 from collections.abc import Generator, Mapping
@@ -38,6 +40,7 @@ ARRAY_KEPT_MAX: Final = 4096
 """Arrays with more elements are skipped; their length is kept."""
 NAME_BYTES_MAX: Final = 1024
 DIMENSIONS_MAX: Final = 4
+DIGEST_BYTES: Final = 16
 ALIGNMENT_DEFAULT: Final = 32
 TENSOR_PADDING: Final = 32
 NAMED: Final = frozenset((b"token_embd.weight", b"output.weight"))
@@ -64,6 +67,8 @@ _SCALARS: Final[Mapping[int, Struct]] = {
     11: Struct("<q"),
     12: Struct("<d"),
 }
+_RECORDS: Final = tuple(Struct(f"<{dimensions}QI") for dimensions in range(DIMENSIONS_MAX + 1))
+"""What follows the name and the number of dimensions of a tensor: the lengths and the type."""
 _STRING: Final = 8
 _ARRAY: Final = 9
 
@@ -108,6 +113,7 @@ class Header:
     elements        numbers in all tensors together: the weights of this file
     tensor_bytes    of the tensors outside the repeated blocks, by name where it is in NAMED, the rest under ""; each padded
     block_bytes     of the tensors named `blk.N.…`, by N; each padded to TENSOR_PADDING as ggml pads it in host memory
+    tensors_digest  over name, lengths and type of each tensor, in their order
     """
 
     version: int
@@ -122,6 +128,7 @@ class Header:
     elements: int = 0
     tensor_bytes: Mapping[str, int] = field(default_factory=dict)
     block_bytes: Mapping[int, int] = field(default_factory=dict)
+    tensors_digest: bytes = b""
 
     @property
     def split_no(self) -> int:
@@ -164,7 +171,7 @@ def parse_header(file_size: int) -> Generator[Need, bytes, Header]:
         raise _incomplete(file_size, data_end)
     return Header(
         version, metadata, lengths, tensor_count, alignment, data_start, data_end, sums.known, window.bytes_read, sums.elements,
-        sums.named, sums.blocks,
+        sums.named, sums.blocks, sums.digest.digest(),
     )  # fmt: skip
 
 
@@ -350,12 +357,13 @@ def _alignment(metadata: Mapping[str, Scalar | tuple[Scalar, ...]]) -> int:
 class _Sums:
     """What is added up over the tensors."""
 
-    __slots__ = ("blocks", "elements", "extent", "known", "named")
+    __slots__ = ("blocks", "digest", "elements", "extent", "known", "named")
 
     def __init__(self) -> None:
         self.extent = 0  # end of the last tensor, from the start of the data
         self.known = True
         self.elements = 0
+        self.digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
         self.named: dict[str, int] = {}
         self.blocks: dict[int, int] = {}
 
@@ -378,12 +386,11 @@ def _read_tensors(window: _Window, count: int, alignment: int, sums: _Sums) -> G
         dimensions = yield from window.number(_U32)
         if not 0 <= dimensions <= DIMENSIONS_MAX:
             raise _corrupt(f"a tensor has {dimensions} dimensions")
-        elements = row = 1
-        for axis in range(dimensions):
-            length = yield from window.number(_U64)
-            row = length if axis == 0 else row
-            elements *= length
-        kind = yield from window.number(_U32)
+        form = _RECORDS[dimensions]
+        record = yield from window.take(form.size)
+        *lengths, kind = form.unpack(record)
+        elements, row = math.prod(lengths), lengths[0] if lengths else 1
+        sums.digest.update(name + record)
         offset = yield from window.number(_U64)
         # Python's integers do not wrap, so one check after the product is enough: at most 2**256.
         if elements > OFFSET_MAX or offset > OFFSET_MAX:

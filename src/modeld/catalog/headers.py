@@ -6,9 +6,9 @@ Reading a header with a big vocabulary takes tens of milliseconds, a folder of 2
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -16,28 +16,27 @@ import msgspec
 
 from modeld.catalog import gguf
 from modeld.catalog.gguf import GgufError, GgufFault, Header, Scalar
-from modeld.catalog.layers import NO_CACHE, memory_shape, trunk_blocks
+from modeld.catalog.layers import memory_shape, trunk_blocks
 from modeld.catalog.tensor_types import file_type_name
-from modeld.core.model import KvShape, MemoryShape
+from modeld.core.model import MemoryShape
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 """Raised whenever `Facts` changes its meaning; a file of another format is read anew."""
 CACHE_BYTES_MAX: Final = 64 << 20
-LAYERS_MAX: Final = 4096
-HEADS_MAX: Final = 1 << 20
 TOKENS_MAX: Final = (1 << 31) - 1
 """Longest context that fits llama.cpp's 32-bit numbers."""
 POOLINGS: Final = ("none", "mean", "cls", "last", "rank")
 """llama.cpp's words for `{family}.pooling_type`, by its number."""
 PARAMETERS_MAX: Final = (1 << 63) - 1
 LABEL_CHARS_MAX: Final = 40
+HASH_BYTES: Final = 16
 _TEMPLATE: Final = "tokenizer.chat_template"
 
 
 class Facts(msgspec.Struct, frozen=True, omit_defaults=True):
     """One file's header in short. `reason` is empty, or a predicate such as "is not a GGUF file"; then nothing else is known.
 
-    memory    that of this file alone; the parts of a split model are put together with the next three
+    memory    that of this file alone, as is `header_hash`; the parts of a split model are put together with the next three
     has_head  this part holds the output head
     trunk     only so many blocks are loaded; 0 = all
     blocks    bytes by number of the block, of a split model only: the first part alone knows how long the trunk is
@@ -48,9 +47,6 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str = ""
     quant: str = ""
     ctx_train: int = 0
-    heads_kv: tuple[int, ...] = ()
-    key_length: int = 0
-    value_length: int = 0
     split_no: int = 0
     split_count: int = 1
     f16: bool = False
@@ -66,6 +62,7 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True):
     takes_tools: bool = False
     format_version: int = 0
     memory: MemoryShape = MemoryShape()
+    header_hash: str = ""
     has_head: bool = False
     trunk: int = 0
     blocks: dict[int, int] = {}
@@ -129,7 +126,6 @@ def facts_of(header: Header) -> Facts:
     """Pick what the catalogue needs."""
     data = header.metadata
     family = _text(data.get("general.architecture"))
-    shape = kv_shape(data, family)
     file_type = data.get("general.file_type")
     pooling = data.get(f"{family}.pooling_type")
     template = data.get(_TEMPLATE)
@@ -138,9 +134,6 @@ def facts_of(header: Header) -> Facts:
         name=_text(data.get("general.name")),
         quant=file_type_name(file_type) if type(file_type) is int else "",
         ctx_train=_number(data.get(f"{family}.context_length"), TOKENS_MAX),
-        heads_kv=shape.heads_kv,
-        key_length=shape.key_length,
-        value_length=shape.value_length,
         split_no=header.split_no,
         split_count=header.split_count,
         f16=file_type == 1,
@@ -156,42 +149,30 @@ def facts_of(header: Header) -> Facts:
         takes_tools=f"{_TEMPLATE}.tool_use" in data or (isinstance(template, str) and "tools" in template),
         format_version=header.version,
         memory=memory_shape(header),
+        header_hash=header_hash(header),
         has_head="output.weight" in header.tensor_bytes,
         trunk=trunk_blocks(header),
         blocks=dict(header.block_bytes) if header.split_count > 1 else {},
     )
 
 
-def kv_shape(data: Mapping[str, Scalar | tuple[Scalar, ...]], family: str) -> KvShape:
-    """The attention cache by the header: key/value heads per layer, elements per head. Empty without one, or where the header is absurd.
+def header_hash(header: Header) -> str:
+    """32 hexadecimal digits over what decides memory: the family's numbers and words, and name, size and type of each tensor.
 
-    Defaults as in llama.cpp: head_count_kv = head_count, key_length = value_length = embedding_length / head_count.
+    Left out is what may differ between two files that take the same: names, texts, the vocabulary, and numbers with a fraction.
     """
-    if family in NO_CACHE:
-        return KvShape()
-    layers = _number(data.get(f"{family}.block_count"), LAYERS_MAX)
-    heads = data.get(f"{family}.attention.head_count")
-    heads_kv = _per_layer(data.get(f"{family}.attention.head_count_kv", heads), layers)
-    if not any(heads_kv):
-        return KvShape()
-    most_heads = max(_per_layer(heads, layers), default=0)
-    per_head = _number(data.get(f"{family}.embedding_length"), TOKENS_MAX) // most_heads if most_heads else 0
-    key_length = _number(data.get(f"{family}.attention.key_length"), HEADS_MAX) or per_head
-    value_length = _number(data.get(f"{family}.attention.value_length"), HEADS_MAX) or per_head
-    return KvShape(heads_kv, key_length, value_length) if key_length and value_length else KvShape()
+    family = _text(header.metadata.get("general.architecture"))
+    digest = hashlib.blake2b(f"{family} {header.tensor_count} ".encode(), digest_size=HASH_BYTES)
+    for key, value in sorted(header.metadata.items()):
+        if key.startswith(f"{family}.") and not isinstance(value, float):
+            digest.update(f"{key}={value!r};".encode("utf-8", "replace"))
+    digest.update(header.tensors_digest)
+    return digest.hexdigest()
 
 
 def printable(text: str, length: int = 200) -> str:
     """`text` without control characters and lone surrogates, cut to `length`: safe in JSON, logs and terminals."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text[:length])
-
-
-def _per_layer(value: Scalar | tuple[Scalar, ...] | None, layers: int) -> tuple[int, ...]:
-    """One number per layer from a scalar or an array of at least that length; empty when it is neither."""
-    if isinstance(value, tuple):
-        numbers = tuple(_number(item, HEADS_MAX) for item in value[:layers])
-        return numbers if len(numbers) == layers else ()
-    return (_number(value, HEADS_MAX),) * layers
 
 
 def _number(value: Scalar | tuple[Scalar, ...] | None, most: int) -> int:

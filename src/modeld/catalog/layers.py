@@ -149,6 +149,9 @@ def memory_shape(header: Header) -> MemoryShape:
         no_flash=family in NO_FLASH,
         certain=family in CERTAIN and header.extents_known,
         layers=layers.trunk,
+        heads_kv=max(layers.heads_kv, default=0) if family not in NO_CACHE else 0,
+        key_length=_per_head(layers, "key_length"),
+        value_length=_per_head(layers, "value_length"),
     )
 
 
@@ -183,6 +186,12 @@ def _layers(data: Metadata, family: str) -> _Layers:
     return _Layers(data, family, count, trunk, heads, heads_kv, _number(data.get(f"{family}.embedding_length")))
 
 
+def _per_head(layers: _Layers, key: str) -> int:
+    """Elements per head; llama.cpp's default is the embedding divided by the heads of the first layer."""
+    first = next(iter(layers.heads), 0)
+    return layers.number(f"attention.{key}", layers.embedding // first if first else 0)
+
+
 def _attention(layers: _Layers) -> list[tuple[int, int, int]]:
     """(key elements, value elements, window) of each row of cache."""
     if layers.family in RECURRENT or not layers.heads_kv:
@@ -204,9 +213,8 @@ def _rows(layers: _Layers, index: int, windowed: bool) -> tuple[int, int]:
     """Elements of a cell's key row and value row in one layer."""
     if index >= len(layers.heads_kv):
         return 0, 0
-    first = next((count for count in layers.heads[:1]), 0)
-    default = layers.embedding // first if first else 0
-    key, value = layers.number("attention.key_length", default), layers.number("attention.value_length", default)
+    first = next(iter(layers.heads), 0)
+    key, value = _per_head(layers, "key_length"), _per_head(layers, "value_length")
     if windowed:
         key, value = layers.number("attention.key_length_swa", key), layers.number("attention.value_length_swa", value)
     if not first and layers.family != "plamo2":  # llama.cpp takes a model whose first layer has no heads for one without attention

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Final
 
 from modeld.catalog.folder import SUFFIX, FoundFile, find_files
-from modeld.catalog.headers import Facts, HeaderCache, printable
+from modeld.catalog.headers import HASH_BYTES, Facts, HeaderCache, printable
 from modeld.catalog.kinds import kind_of, modalities, reads_whole
 from modeld.catalog.launch import ModelOverride, PartialOptions, resolve_options, usable_cpu_count
 from modeld.catalog.layers import ENCODERS
-from modeld.catalog.names import LATEST, fold, quant_by_name, shown_name, tag_names
-from modeld.core.model import KvShape, MemoryShape, ModelId, ModelSpec
+from modeld.catalog.names import LATEST, fold, quant_by_name, shown_name, stem, tag_names
+from modeld.core.model import MemoryShape, ModelId, ModelSpec
 from modeld.errors import UnknownModel
 
 __all__ = ["Catalog", "ModelOverride", "ModelTable", "PartialOptions"]
@@ -42,10 +42,10 @@ MISSING_NAMED_MAX: Final = 3
 
 _SPLIT = re.compile(r"(?P<base>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE | re.DOTALL)
 _UNNAMED = ModelId("")
-_PROJECTOR_PREFIX: Final = "mmproj"
-_NO_NAME: Final = frozenset((_PROJECTOR_PREFIX, "model", "f16", "bf16", "f32", "q8_0"))
+PROJECTOR_PREFIX: Final = "mmproj"
+_NO_NAME: Final = frozenset((PROJECTOR_PREFIX, "model", "f16", "bf16", "f32", "q8_0"))
 """Words that say nothing about whose projector it is."""
-_PROJECTOR_FAMILY: Final = "clip"
+PROJECTOR_FAMILY: Final = "clip"
 _TOKENS = re.compile(r"[^-_.\s]+")
 
 
@@ -151,16 +151,16 @@ class Catalog:
             files, notes = find_files(self._models_dir)
             facts = {file.relative: self._facts(file) for file in files}
             projectors = [file for file in files if _is_projector(file, facts[file.relative])]
-            drafts = _drafts([file for file in files if not _is_projector(file, facts[file.relative])], facts)
+            drafts = group([file for file in files if not _is_projector(file, facts[file.relative])], facts)
             _name_drafts(drafts)
             heads = {draft.id: draft.facts[0] for draft in drafts}
-            notes += _attach_projectors(drafts, projectors, facts)
-            bare = {draft.id: _bare_spec(draft, facts) for draft in drafts}
+            notes += attach_projectors(drafts, projectors, facts)
+            bare = {draft.id: bare_spec(draft, facts) for draft in drafts}
             settings, more = self._settings(bare)
             notes += more
             aliases, more = _claim_aliases(bare, settings)
             notes += more
-            models = {key: self._finished(spec, heads[key], settings[key], aliases[key]) for key, spec in bare.items()}
+            models = {key: finished(spec, heads[key], settings[key], aliases[key], self._cpu_count) for key, spec in bare.items()}
             if note := self._headers.keep({file.path for file in files}):
                 notes.append(note)
             return ModelTable(models, tuple(notes))
@@ -186,26 +186,28 @@ class Catalog:
                 spelling[model] = name
         return {model: self._options_for(spelling.get(model, model)) for model in bare}, notes
 
-    def _finished(self, spec: ModelSpec, head: Facts, override: ModelOverride, aliases: tuple[str, ...]) -> ModelSpec:
-        kind, pooling = kind_of(head, override.kind)
-        whole = reads_whole(head, pooling)
-        return replace(
-            spec,
-            aliases=aliases,
-            kind=kind,
-            pooling=pooling,
-            options=resolve_options(override.options, spec.ctx_train, self._cpu_count, embeds=pooling != "", reads_whole=whole),
-            vram_mb=override.vram_mb,
-            pinned=override.pinned,
-            preload=override.preload,
-            ttl_seconds=override.ttl_seconds,
-            priority=override.priority,
-            degrade=override.degrade,
-        )
+
+def finished(spec: ModelSpec, head: Facts, override: ModelOverride, aliases: tuple[str, ...], cpu_count: int) -> ModelSpec:
+    """The spec with the operator's word, and the options that follow. `head` is what its first file says."""
+    kind, pooling = kind_of(head, override.kind)
+    whole = reads_whole(head, pooling)
+    return replace(
+        spec,
+        aliases=aliases,
+        kind=kind,
+        pooling=pooling,
+        options=resolve_options(override.options, spec.ctx_train, cpu_count, embeds=pooling != "", reads_whole=whole),
+        vram_mb=override.vram_mb,
+        pinned=override.pinned,
+        preload=override.preload,
+        ttl_seconds=override.ttl_seconds,
+        priority=override.priority,
+        degrade=override.degrade,
+    )
 
 
 @dataclass(slots=True)
-class _Draft:
+class Draft:
     """A model while the table is made. `parts` are the files that are there, in order; `missing` names the first absent ones."""
 
     short: str
@@ -241,10 +243,10 @@ def _implied_names(specs: Iterable[ModelSpec]) -> dict[str, ModelId]:
 
 
 def _is_projector(file: FoundFile, facts: Facts) -> bool:
-    return file.file_name.lower().startswith(_PROJECTOR_PREFIX) or facts.family == _PROJECTOR_FAMILY
+    return file.file_name.lower().startswith(PROJECTOR_PREFIX) or facts.family == PROJECTOR_FAMILY
 
 
-def _drafts(files: list[FoundFile], facts: Mapping[str, Facts]) -> list[_Draft]:
+def group(files: list[FoundFile], facts: Mapping[str, Facts]) -> list[Draft]:
     """Group the parts of split models; every other file is a model of its own."""
     drafts = []
     splits: defaultdict[tuple[str, str, int], dict[int, FoundFile]] = defaultdict(dict)
@@ -254,10 +256,10 @@ def _drafts(files: list[FoundFile], facts: Mapping[str, Facts]) -> list[_Draft]:
         if match and 1 <= number <= count:
             splits[file.folder, match["base"], count][number] = file
         else:
-            drafts.append(_Draft(file.file_name, file.folder, [file], [facts[file.relative]]))
+            drafts.append(Draft(file.file_name, file.folder, [file], [facts[file.relative]]))
     for (folder, base, count), there in splits.items():
         parts = [there[number] for number in sorted(there)]
-        draft = _Draft(base + SUFFIX, folder, parts, [facts[part.relative] for part in parts], split=True)
+        draft = Draft(base + SUFFIX, folder, parts, [facts[part.relative] for part in parts], split=True)
         absent = (number for number in range(1, count + 1) if number not in there)
         draft.missing = [f"{base}-{number:05d}-of-{count:05d}{SUFFIX}" for number in islice(absent, MISSING_NAMED_MAX)]
         draft.missing_count = count - len(parts)
@@ -265,11 +267,11 @@ def _drafts(files: list[FoundFile], facts: Mapping[str, Facts]) -> list[_Draft]:
     return drafts
 
 
-def _name_drafts(drafts: list[_Draft]) -> None:
+def _name_drafts(drafts: list[Draft]) -> None:
     """Give ids by the module's three rules; a clash that is left (unprintable names that look alike) gets a number."""
     short = Counter(draft.short for draft in drafts)
 
-    def long(draft: _Draft) -> str:
+    def long(draft: Draft) -> str:
         return f"{draft.folder}/{draft.short}" if draft.folder else draft.short
 
     wanted = [draft.short if short[draft.short] == 1 else long(draft) for draft in drafts]
@@ -282,7 +284,7 @@ def _name_drafts(drafts: list[_Draft]) -> None:
         draft.id = ModelId(name if taken[name] == 1 else f"{name}~{taken[name]}")
 
 
-def _attach_projectors(drafts: list[_Draft], projectors: list[FoundFile], facts: Mapping[str, Facts]) -> list[str]:
+def attach_projectors(drafts: list[Draft], projectors: list[FoundFile], facts: Mapping[str, Facts]) -> list[str]:
     """Attach each `mmproj*` file to the models of its folder that it belongs to; return notes on those that belong to none.
 
     1. One that names no model (`mmproj-F16.gguf`): to all models of its folder, when their names begin with the same word.
@@ -332,25 +334,25 @@ def _shared(left: list[str], right: list[str]) -> int:
     return count
 
 
-def _bare_spec(draft: _Draft, facts: Mapping[str, Facts]) -> ModelSpec:
+def bare_spec(draft: Draft, facts: Mapping[str, Facts]) -> ModelSpec:
     """The spec as far as the files tell."""
     head = draft.facts[0]
     files = [*draft.parts, draft.projector] if draft.projector else draft.parts
     known = [file.status for file in files if file.status]
     marks = ";".join(f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}" for status in known)
-    stem = draft.short[: -len(SUFFIX)]
+    bare = stem(draft.short)
     return ModelSpec(
         id=draft.id,
         path=draft.parts[0].path,
         parts=tuple(part.path for part in draft.parts),
         size_bytes=sum(part.status.st_size for part in draft.parts if part.status),
         fingerprint=hashlib.sha256(marks.encode()).hexdigest()[:16],
-        name=head.name or stem,
+        name=head.name or bare,
         family=head.family,
-        quant=head.quant or quant_by_name(stem),
+        quant=head.quant or quant_by_name(bare),
         ctx_train=head.ctx_train,
-        kv_shape=KvShape(head.heads_kv, head.key_length, head.value_length),
         memory=_memory(draft.facts),
+        header_hash=_header_hash(draft.facts),
         mmproj=draft.projector.path if draft.projector else None,
         mmproj_bytes=draft.projector.status.st_size if draft.projector and draft.projector.status else 0,
         unavailable=_unavailable(draft),
@@ -380,7 +382,14 @@ def _memory(parts: Sequence[Facts]) -> MemoryShape:
     )
 
 
-def _unavailable(draft: _Draft) -> str | None:
+def _header_hash(parts: Sequence[Facts]) -> str:
+    """Of all parts in their order; that of the only one where there is one."""
+    if len(parts) == 1 or not all(part.header_hash for part in parts):
+        return parts[0].header_hash if len(parts) == 1 else ""
+    return hashlib.blake2b("".join(part.header_hash for part in parts).encode(), digest_size=HASH_BYTES).hexdigest()
+
+
+def _unavailable(draft: Draft) -> str | None:
     """Why the model cannot be served, naming files but no folders; None when nothing is wrong."""
     if draft.missing:
         rest = draft.missing_count - len(draft.missing)

@@ -18,7 +18,12 @@ QUIET_SECONDS_MAX = 60.0
 """A stream of events that says nothing for so long, not even that it is still there, has lost its daemon."""
 LINE_BYTES_MAX = 1 << 20
 ANSWER_BYTES_MAX = 32 << 20
+BAR_CELLS = 24
 _EVERYWHERE = ("", "0.0.0.0", "::")  # noqa: S104  compared with, not bound
+
+
+class NoDaemon(ModeldError):
+    """Nobody answers there."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -113,7 +118,7 @@ def _open(address: ListenAddress, method: str, path: str, timeout: float | None)
             raise ModeldError(f"what answers at {address} is not modeld, or it left in the middle") from None
         return connection
     why = (problem.strerror if isinstance(problem, OSError) else None) or str(problem or "no address")
-    raise ModeldError(f"no daemon at {address} ({plain(why)}); start one with `modeld serve`, or name its address with --addr")
+    raise NoDaemon(f"no daemon at {address} ({plain(why)}); start one with `modeld serve`, or name its address with --addr")
 
 
 def _connections(address: ListenAddress, timeout: float | None) -> Iterable[http.client.HTTPConnection]:
@@ -127,6 +132,18 @@ def _connections(address: ListenAddress, timeout: float | None) -> Iterable[http
 def plain(text: object) -> str:
     """Text for a terminal: names come from files of others, and must not carry control sequences."""
     return "".join(char if char.isprintable() else "�" for char in str(text))
+
+
+def bar(size: float, most: float, cells: int = BAR_CELLS) -> str:
+    """A bar of at most `cells` characters; something that is not nothing shows at least one."""
+    if size <= 0 or most <= 0:
+        return ""
+    return "█" * max(1, min(cells, round(cells * size / most)))
+
+
+def mib(size: int) -> str:
+    """Bytes in MiB with one digit behind the point."""
+    return f"{size / (1 << 20):,.1f}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

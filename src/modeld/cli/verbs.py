@@ -20,6 +20,9 @@ VERBS = {
     "pin": ("modeld.cli.operate", "Keep a model from eviction."),
     "unpin": ("modeld.cli.operate", "Let a pinned model be evicted again."),
     "events": ("modeld.cli.events", "Follow what happens: loads, states, lines."),
+    "inspect": ("modeld.cli.inspect", "Say what a model file is and what it costs, part by part."),
+    "plan": ("modeld.cli.plan", "Say what fits together, and what would be evicted for what."),
+    "footprints": ("modeld.cli.footprints", "Show what models really took, beside what was predicted."),
     "config": ("modeld.cli.config", "Show, check and describe the settings."),
     "simulate": ("modeld.cli.simulate", "Compare scheduling policies on a recorded or shipped workload."),
     "completion": ("modeld.cli.completion", "Print the completion script of a shell."),
@@ -34,6 +37,8 @@ Examples:
   modeld --addr 127.0.0.1:9000 --vram-budget-mb 16000
   modeld status                  what is loaded right now
   modeld why                     why things wait
+  modeld inspect model.gguf      what a file is, and what it would cost
+  modeld plan                    what fits together in the budget
   modeld config show             every setting, and where it came from
 """
 

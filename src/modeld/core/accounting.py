@@ -2,19 +2,19 @@
 """What was measured, probed and seen of memory goes into the book; rule: the ledger says what is, the next prediction what was.
 
 1  A footprint is a high-water mark: it raises what the instance holds, and is what the next launch with the same key is taken to need. It
-   lowers what the instance holds where nothing is missing in it and the operator declared no figure.
+   lowers what the instance holds where nothing is missing in it, the operator declared no figure and no earlier launch took more. That it
+   ran out of memory once is settled by it: the launch has come through, and this is what it takes.
 2  A probe or its failure lets the one model start that waited for it.
 3  What other programs hold shrinks the room, as far as it lasts (foreign.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import assert_never
 
 from modeld.core.book import Book
 from modeld.core.bookings import Bookings
-from modeld.core.footprint import Footprint, Learned, Source, as_vector
+from modeld.core.footprint import Footprint, Learned, When, as_vector, in_short
 from modeld.core.instance import Instance
 from modeld.core.lifecycle import State
 from modeld.core.messages import FootprintMeasured, FootprintProbed, FootprintsLearned, MemorySeen, ProbeFailed, Remember
@@ -48,32 +48,35 @@ class Accounting:
         if instance is None or instance.external or instance.state not in (State.LOADING, State.READY, State.DRAINING):
             return
         measured = instance.measured = event.footprint.at_least(instance.measured)
-        cost = instance.cost
+        cost, may_fall = instance.cost, measured.complete and instance.spec.vram_mb is None
         if cost is not None and cost.key and measured.complete:
             known = self._book.known.learned.get(cost.key) or Learned(instance.model)
-            marks = measured.at_least(known.footprint)
-            said = replace(known, footprint=marks, predicted_bytes=cost.total_bytes, source=cost.source)
+            marks = measured.peak(known.footprint)
+            loads = known.loads + (event.when is When.READY)
+            said = Learned(instance.model, marks, 0, cost.total_bytes, cost.source, loads, in_short(instance.spec.options))
             self._do.learn(instance, cost.key, said)
-            measured = marks
-        self._correct(instance, measured)
+            may_fall = may_fall and marks == measured
+        self._correct(instance, measured, may_fall=may_fall)
 
-    def _correct(self, instance: Instance, measured: Footprint) -> None:
+    def _correct(self, instance: Instance, measured: Footprint, *, may_fall: bool) -> None:
         """The ledger holds what the instance takes."""
         book, before = self._book, instance.need_mb
         after = as_vector(measured, before, HOST, one_pool=book.limits.one_pool)
-        if not measured.complete or instance.cost is None or instance.cost.source is Source.DECLARED:
+        if not may_fall:
             after = {device: max(before.get(device, 0), after.get(device, 0)) for device in dict.fromkeys([*before, *after])}
         if after == before:
             return
-        grew = any(mb > before.get(device, 0) for device, mb in after.items())
-        book.grown_total += grew and not instance.grew
-        instance.grew = instance.grew or grew
+        if any(mb > before.get(device, 0) for device, mb in after.items()):
+            book.grown_total += not instance.grew
+            instance.grew = True
+            book.grown.pop(instance.id, None)
+            book.grown[instance.id] = None
         book.ledger.correct(instance.id, after)
         instance.need_mb = after
         self._do.replan = True
         if book.is_pinned(instance):
             book.forget_memory()
-            self._do.pins_moved = True
+            self._do.look_for_misfits = True
 
     def _answered(self, event: FootprintProbed | ProbeFailed) -> None:  # 2
         """llama.cpp was asked. When it did not answer the formula stands, until the catalogue changes."""
@@ -82,13 +85,13 @@ class Accounting:
             book.known.probes[event.key] = event.probe
             if (spec := book.models.get(model)) is not None:
                 self._do.out.append(Remember(event.key, spec.header_hash, probe=event.probe))
-            book.forget_memory(needs=True)
+                book.forget_header(spec.header_hash)
         else:
             book.unprobed[event.key] = event.reason
         if book.probing.get(model) == event.key:
             del book.probing[model]
         self._do.unchecked[model] = None  # what is known now may ask for another launch, whose probe is another one
-        self._do.replan = True
+        self._do.look_for_misfits = self._do.replan = True
 
     def _learned(self, event: FootprintsLearned) -> None:
         """What earlier runs remembered. What this run has learned already stands."""
@@ -96,7 +99,7 @@ class Accounting:
         known.learned.update({key: one for key, one in event.learned.items() if key not in known.learned})
         known.probes.update({key: one for key, one in event.probes.items() if key not in known.probes})
         self._book.forget_memory(needs=True)
-        self._do.replan = True
+        self._do.look_for_misfits = self._do.replan = True
 
     def _seen(self, event: MemorySeen, now: float) -> None:  # 3
         """The machine was looked at."""

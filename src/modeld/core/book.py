@@ -18,7 +18,7 @@ from modeld.core.changes import Changes, WishDropped
 from modeld.core.estimate import Need, need
 from modeld.core.fairness import Rest, protected_until
 from modeld.core.fitting import fitted
-from modeld.core.footprint import Known
+from modeld.core.footprint import Known, Source, probe_key
 from modeld.core.foreign import Foreign
 from modeld.core.instance import EVICTED, Instance, LeaseBook
 from modeld.core.ledger import Ledger
@@ -72,6 +72,8 @@ class Book:
         """Probe keys that could not be asked about, and why: the formula stands for them."""
         self.second_try: dict[ModelId, str] = {}
         """Models that ran out of memory while they loaded and are to be tried once more: the file (fingerprint) that did."""
+        self.grown: dict[InstanceId, None] = {}
+        """Instances that took more than was booked for them, the latest last, as long as memory is short."""
         self.waits: dict[ModelId, str] = {}
         """Why demands wait, by the words of placement.py, as far as the last plan looked at them."""
         self.shutting_down = False
@@ -106,6 +108,7 @@ class Book:
     def drop(self, instance: Instance) -> None:
         """It is gone: memory free, nobody serves its model."""
         self.ledger.free(instance.id)
+        self.grown.pop(instance.id, None)
         del self.instances[instance.id]
         del self.by_model[instance.model]
         self.sync_demand(instance.model)
@@ -280,6 +283,15 @@ class Book:
             self._places[model] = found
         return found
 
+    def unasked(self, model: ModelId) -> str:
+        """The probe key about which llama.cpp is to be asked first, where only the formula is known; "" = nothing is left to ask."""
+        key = probe_key(self.spec(model)) if self.need(model).source is Source.FORMULA else ""
+        return "" if key in self.known.probes or key in self.unprobed else key
+
+    def is_misfit(self, model: ModelId) -> bool:
+        """It could never fit. What only the formula says is not enough for that, as long as llama.cpp has not answered."""
+        return not self.places(model) and not self.unasked(model)
+
     def capacity(self, model: ModelId) -> dict[DeviceId, int | None]:
         """What `model` could have of each device at most: budget less margin less other models' pins.
 
@@ -325,6 +337,19 @@ class Book:
             self._needs.clear()
             self._fitted.clear()
             self._least_mb = None
+
+    def forget_header(self, header_hash: str) -> None:
+        """Something was learned about the models with this header: what was computed for them is computed anew, and nothing else."""
+        pinned = False
+        for model, spec in self.models.items():
+            if spec.header_hash == header_hash:
+                self._needs.pop(model, None)
+                self._fitted.pop(model, None)
+                self._places.pop(model, None)
+                pinned = pinned or self.is_held(model)
+        self._least_mb = None
+        if pinned:
+            self._places.clear()  # what others could have depends on it
 
     def free_mb(self) -> dict[DeviceId, int]:
         """What we may have less all that is held, of each limited device; may be negative."""

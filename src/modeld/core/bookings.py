@@ -14,8 +14,9 @@ from typing import Final
 
 from modeld.core.book import Alarm, Book
 from modeld.core.changes import InstanceMoved
+from modeld.core.estimate import Need
 from modeld.core.fairness import Running, stuck_at
-from modeld.core.footprint import MIB, Learned, Source, probe_key
+from modeld.core.footprint import MIB, Learned, mib
 from modeld.core.instance import EVICTED, SUSPECT_SECONDS, Instance, LeaseBook
 from modeld.core.lifecycle import Signal, State
 from modeld.core.messages import (
@@ -29,7 +30,7 @@ from modeld.core.messages import (
     StartInstance,
     StopInstance,
 )
-from modeld.core.model import InstanceId, ModelId, Request, RequestId
+from modeld.core.model import HOST, InstanceId, ModelId, Request, RequestId
 from modeld.core.placement import Vector
 from modeld.core.queues import Waiting
 from modeld.errors import Died, ModeldError, OutOfMemory, Unloaded
@@ -45,8 +46,8 @@ class Bookings:
         self.book = book
         self.out: list[Command] = []
         self.replan = False
-        self.pins_moved = False
-        """A pinned model took memory that others may have counted on."""
+        self.look_for_misfits = False
+        """A pinned model took memory that others may have counted on, or more is known of what somebody takes."""
         self.touched: dict[InstanceId, None] = {}
         self.unchecked: dict[ModelId, None] = {}
         """New demands, whose launch is to be checked."""
@@ -237,11 +238,11 @@ class Bookings:
 
     def probe(self, model: ModelId) -> None:
         """Ask llama.cpp what the launch would take, where only the formula is known. Nobody but this model waits for the answer."""
-        book, spec = self.book, self.book.spec(model)
-        key = probe_key(spec) if book.need(model).source is Source.FORMULA else ""
-        if key and key not in book.known.probes and key not in book.unprobed and book.probing.get(model) != key:
+        book = self.book
+        key = book.unasked(model)
+        if key and book.probing.get(model) != key:
             book.probing[model] = key
-            self.out.append(ProbeFootprint(spec, key))
+            self.out.append(ProbeFootprint(book.spec(model), key))
 
     def start(self, model: ModelId, place: Vector, now: float) -> None:
         book = self.book
@@ -254,7 +255,7 @@ class Bookings:
         self._moved(instance)
         if book.is_pinned(instance):
             book.forget_memory()
-            self.pins_moved = True
+            self.look_for_misfits = True
         self.out.append(StartInstance(instance.id, spec, place))
 
     def close(self, instance: Instance, for_model: ModelId, now: float) -> None:
@@ -363,8 +364,8 @@ class Bookings:
             instance.stopping_since = now
             self.book.ledger.release(instance.id)
             self._pin_lost(instance)
-            self._moved(instance, error.message, error)
             final = self._out_of_memory(instance, error) if isinstance(error, OutOfMemory) else error
+            self._moved(instance, (final or error).message, final or error)
             if final is not None:
                 self.fail(instance.model, instance.spec.fingerprint, final, now)
             else:
@@ -372,32 +373,53 @@ class Bookings:
                 self.replan = True
 
     def _out_of_memory(self, instance: Instance, error: OutOfMemory) -> OutOfMemory | None:
-        """It takes more than it got: that is remembered, and it is tried once more with room for more. The second time, the error."""
+        """It takes more than it got: that is remembered, and it is tried once more with room for more. The second time, the error.
+
+        The first time others may have been the reason: when what was booked for it was not there, by the last look at the machine, that
+        says nothing about the model.
+        """
         book, model = self.book, instance.model
         book.out_of_memory_total += 1
         cost = instance.cost
         if cost is None or not cost.key:
             return error
-        had = sum(instance.need_mb.values())
-        least = max(int(had * MIB * MORE_AFTER_FAILURE), error.asked_bytes + (instance.measured.total_bytes if instance.measured else 0))
-        known = book.known.learned.get(cost.key) or Learned(model)
-        self.learn(instance, cost.key, replace(known, least_bytes=max(known.least_bytes, least)))
-        if book.second_try.pop(model, None) != instance.spec.fingerprint:
+        for device in instance.need_mb:
+            book.foreign.believe(device)
+        free = book.free_mb()
+        again = book.second_try.pop(model, None) != instance.spec.fingerprint
+        if not again or all(free.get(device, 0) >= 0 for device in instance.need_mb):
+            known = book.known.learned.get(cost.key) or Learned(model)
+            least = max(known.least_bytes, self._least_bytes(instance, cost, error))
+            self.learn(instance, cost.key, replace(known, least_bytes=least))
+        if again:
             book.second_try[model] = instance.spec.fingerprint
             return None
-        free = ", ".join(f"{mb} MB of {device}" for device, mb in book.free_mb().items())
+        had_mb = sum(instance.need_mb.values())
+        beside = ", ".join(f"{max(0, mb)} MB of {device}" for device, mb in free.items())
         text = (
-            f'model "{model}" ran out of memory while it loaded, twice: the second time {had} MB ({cost.source}) were kept for it'
-            + (f", {free} are free now" if free else "")
+            f'model "{model}" ran out of memory while it loaded, twice: {had_mb} MB ({cost.source}) were kept for it'
+            + (f", it asked for {mib(error.asked_bytes)} MB at once" if error.asked_bytes else "")
+            + (f", {beside} are free beside that" if beside else "")
             + "; use a smaller llama_ctx or model, or free memory that other programs hold"
         )
         return OutOfMemory(text, detail=error.detail)
+
+    def _least_bytes(self, instance: Instance, cost: Need, error: OutOfMemory) -> int:
+        """What it takes at least. The guess is no more than all that it could ever have: a guess alone must not refuse it for good."""
+        guess = int(cost.total_bytes * MORE_AFTER_FAILURE)
+        limits = [limit for device, limit in self.book.capacity(instance.model).items() if device != HOST]
+        if (most := [limit for limit in limits if limit is not None]) and len(most) == len(limits):
+            on_host = max(0, cost.total_bytes - cost.total_mb * MIB)
+            guess = min(guess, (sum(most) if instance.spec.split else max(most)) * MIB + on_host)
+        had = instance.measured.total_bytes if instance.measured is not None else 0
+        return max(guess, error.asked_bytes + had if error.asked_bytes else 0)
 
     def learn(self, instance: Instance, key: str, learned: Learned) -> None:
         """Known from now on, and kept across restarts."""
         if self.book.known.learned.get(key) != learned:
             self.book.known.learned[key] = learned
-            self.book.forget_memory(needs=True)
+            self.book.forget_header(instance.spec.header_hash)
+            self.look_for_misfits = self.replan = True
             self.out.append(Remember(key, instance.spec.header_hash, learned=learned))
 
     def exited(self, instance: Instance, ending: str, now: float) -> None:
@@ -453,6 +475,7 @@ class Bookings:
         book.last_error = f"{model}: {error.message}"
         book.wishes.pop(model, None)
         book.checked.pop(model, None)
+        book.second_try.pop(model, None)
         if model not in book.by_model:
             book.changes.note(InstanceMoved(model, InstanceId(f"0/{model}"), State.FAILED, error.message, error))
         self.start_clock(model, now)

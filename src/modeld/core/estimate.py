@@ -67,7 +67,7 @@ def need(spec: ModelSpec, known: Known = _NOTHING, *, one_pool: bool = True) -> 
     key = launch_key(spec)
     learned = known.learned.get(key) if key else None
     if spec.vram_mb is not None:
-        least_mb = mib(learned.least_bytes) if learned is not None else 0
+        least_mb = mib(learned.least_bytes) - spec.host_mb if learned is not None else 0
         source = Source.DECLARED if least_mb <= spec.vram_mb else Source.LEARNED
         return Need(max(spec.vram_mb, least_mb), source, host_mb=spec.host_mb, key=key)
     parts, source = _predicted(spec, known), Source.FORMULA

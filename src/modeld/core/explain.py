@@ -199,15 +199,19 @@ def _for_room(book: Book, model: ModelId, now: float) -> str:
     oldest = book.oldest(model)
     if oldest is not None and book.due_at(oldest) <= now and ahead:
         return f"{_listed(ahead)}, due before it"
-    foreign = [device for device in book.devices if (room := book.room_mb(device)) is not None and room < (book.limit_mb(device) or 0)]
-    if foreign and book.places(model) and not book.instances:
-        return f"memory that other programs hold: {_foreign(book, foreign)}"
+    if foreign := _taken(book, model):
+        return f"memory that other programs hold: {foreign}"
     holders = [one for one in book.instances.values() if one.state in (State.LOADING, State.READY) and one.device_mb]
     return f"{_names(holders)}: {_running(*holders)}" if holders else "room"
 
 
-def _foreign(book: Book, devices: list[DeviceId]) -> str:
-    return ", ".join(f"{book.foreign.settled_mb(device)} MB of {device}" for device in devices)
+def _taken(book: Book, model: ModelId) -> str:
+    """What others hold, where without that the model would have a place, and with it has none even if all of ours went; else ""."""
+    room = {device: mb for device in book.devices if (mb := book.room_mb(device)) is not None}
+    if model not in book.models or any(all(mb <= room.get(device, mb) for device, mb in place.items()) for place in book.places(model)):
+        return ""
+    taken = [device for device, mb in room.items() if mb < (book.limit_mb(device) or 0)]
+    return ", ".join(f"{book.foreign.settled_mb(device)} MB of {device}" for device in taken)
 
 
 def _due(book: Book, model: ModelId, now: float) -> str:

@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from modeld.core.model import Degrade, FlashAttention, KvType, LaunchOptions, ModelSpec
+from modeld.core.memory import ROW_BYTES, flash
+from modeld.core.model import Degrade, KvType, LaunchOptions, ModelSpec
 
 CTX_STEP: Final = 256
 DEGRADED_CTX_MIN: Final = 2048
 _SMALLER_CACHES: Final = (KvType.Q8_0, KvType.Q4_0)
-_SIZES: Final = {KvType.F32: 4.0, KvType.F16: 2.0, KvType.BF16: 2.0, KvType.Q8_0: 1.0625, KvType.Q5_1: 0.75, KvType.Q5_0: 0.6875}
-"""Bytes per element of those that are larger than the smallest there is."""
 
 Fits = Callable[[ModelSpec], bool]
 
@@ -64,14 +63,19 @@ def _steps(step: Degrade, spec: ModelSpec) -> Iterator[ModelSpec]:
             ctx = max(DEGRADED_CTX_MIN, ctx // 2)
             yield replace(spec, options=_with_ctx(options, ctx))
     elif step is Degrade.KV_TYPE:
-        if options.flash_attn is not FlashAttention.OFF:  # llama.cpp refuses quantised values without it
+        if flash(spec.memory, options):  # llama.cpp refuses quantised values without it
             for kv_type in _SMALLER_CACHES:
-                if _SIZES.get(kv_type, 0.5625) < _SIZES.get(options.kv_type, 0.5625):
+                if _element_bytes(kv_type) < _element_bytes(options.kv_type):
                     yield replace(spec, options=replace(options, kv_type=kv_type))
     else:
         layers = spec.memory.layers + 1
         for ngl in range((layers if options.ngl < 0 else min(options.ngl, layers)) - 1, -1, -1):
             yield replace(spec, options=replace(options, ngl=ngl))
+
+
+def _element_bytes(kv_type: KvType) -> float:
+    elements, size = ROW_BYTES[kv_type]
+    return size / elements
 
 
 def _with_ctx(options: LaunchOptions, ctx: int) -> LaunchOptions:

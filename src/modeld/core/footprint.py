@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from modeld.core.model import DeviceId, LaunchOptions, ModelId, ModelSpec
+from modeld.core.model import DeviceId, FlashAttention, LaunchOptions, ModelId, ModelSpec
 
 KEY_BYTES: Final = 16
 MIB: Final = 1 << 20
@@ -64,6 +64,13 @@ class Footprint:
         device_bytes = {name: max(self.device_bytes.get(name, 0), other.device_bytes.get(name, 0)) for name in names}
         return Footprint(device_bytes, max(self.host_bytes, other.host_bytes), self.complete or other.complete)
 
+    def peak(self, other: Footprint | None) -> Footprint:
+        """The higher mark of two launches. They may have run on devices of different names: those are never added up."""
+        if other is None:
+            return self
+        larger = max(self, other, key=lambda one: sum(one.device_bytes.values()))
+        return Footprint(larger.device_bytes, max(self.host_bytes, other.host_bytes), self.complete or other.complete)
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -87,6 +94,9 @@ class Learned:
     footprint    high-water marks; None while no launch with this key was measured
     least_bytes  it ran out of memory with less than this
     predicted_bytes, source   what was reserved for the launch that was measured last
+    loads        so many were measured when they were ready
+    launch       its options in short, for people
+    seen_unix    when it was measured last, by the store's word; 0 = in this run
     """
 
     model: ModelId
@@ -94,6 +104,15 @@ class Learned:
     least_bytes: int = 0
     predicted_bytes: int = 0
     source: Source = Source.FORMULA
+    loads: int = 0
+    launch: str = ""
+    seen_unix: float = 0.0
+
+    @property
+    def error(self) -> float | None:
+        """How far off the prediction was, as a share of the truth: +0.02 = 2 % too much. None without both."""
+        truth = 0 if self.footprint is None else self.footprint.total_bytes
+        return (self.predicted_bytes - truth) / truth if truth and self.predicted_bytes else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +151,16 @@ def probe_key(spec: ModelSpec) -> str:
         return ""
     options = spec.options
     return _digest(spec.header_hash, spec.kind, spec.pooling, options.kv_type, options.flash_attn, options.ngl)
+
+
+def in_short(options: LaunchOptions) -> str:
+    """The options that move memory most, for people."""
+    words = [f"ctx {options.ctx}", f"{options.parallel} slot{'s' if options.parallel > 1 else ''}"]
+    words += [] if options.kv_unified else ["not unified"]
+    words += [f"ubatch {options.ubatch}", f"kv {options.kv_type}"]
+    words += [] if options.flash_attn is FlashAttention.AUTO else [f"flash {options.flash_attn}"]
+    words += [] if options.ngl < 0 else [f"ngl {options.ngl}"]
+    return ", ".join(words)
 
 
 def as_vector(footprint: Footprint, place: Mapping[DeviceId, int], host: DeviceId, *, one_pool: bool) -> dict[DeviceId, int]:

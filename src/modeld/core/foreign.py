@@ -2,6 +2,7 @@
 """What other programs hold of a device, as far as it lasts; rule: a short rise or fall changes nothing, so that nobody is evicted for it.
 
 The figure moves only when all that was seen for SETTLE_SECONDS lies on one side of it, by STEP_MB at least; then to the nearest of those.
+A load that ran out of memory is no longer nothing: then the last look counts at once, where it is higher.
 """
 
 from __future__ import annotations
@@ -44,3 +45,11 @@ class Foreign:
         elif max(amounts) <= settled - STEP_MB:
             self._settled[device] = max(amounts)
         return self._settled[device] != settled
+
+    def believe(self, device: DeviceId) -> bool:
+        """The last look counts, where it is higher. True when the figure moved."""
+        seen = self._seen.get(device)
+        if not seen or seen[-1][1] <= self.settled_mb(device):
+            return False
+        self._settled[device] = seen[-1][1]
+        return True

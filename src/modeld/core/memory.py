@@ -60,16 +60,18 @@ def attention_bytes(layers: AttentionLayers, shape: MemoryShape, options: Launch
 
 def state_bytes(layers: RecurrentLayers, options: LaunchOptions) -> int:
     """Bytes of the states of these layers, one for each slot, whatever the context."""
-    conv, state = (
-        _pad(STATE_ELEMENT_BYTES * elements * options.parallel, TENSOR_PADDING)
-        for elements in (layers.conv_elements, layers.state_elements)
-    )
-    return layers.count * (conv + state)
+    rows = STATE_ELEMENT_BYTES * options.parallel
+    return layers.count * (_pad(rows * layers.conv_elements, TENSOR_PADDING) + _pad(rows * layers.state_elements, TENSOR_PADDING))
 
 
 def flash(shape: MemoryShape, options: LaunchOptions) -> bool:
     """Whether flash attention is on. `auto` is on where the device has it, as all do that llama.cpp was compared on."""
     return options.flash_attn is not FlashAttention.OFF and not shape.no_flash
+
+
+def refused(shape: MemoryShape, options: LaunchOptions) -> bool:
+    """Whether llama.cpp makes no such context: quantised values need flash attention."""
+    return ROW_BYTES[options.kv_type][0] > 1 and not flash(shape, options)
 
 
 def cells(options: LaunchOptions, window: int = 0) -> int:

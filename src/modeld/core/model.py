@@ -143,12 +143,13 @@ class MemoryShape:
     """What the header says about the memory a model takes.
 
     weights_bytes        the tensors llama.cpp loads, each once, padded; 0 = not known
-    layers               blocks that are loaded; 0 = not known
     tied_bytes           those of the token table where it is the output head too: a second copy, where the two lie in different buffers
     attention, recurrent the layers that keep something of what was read
     value_elements_max   longest value row of any layer: without flash attention llama.cpp gives every layer that much
     no_flash             the family is always run without flash attention
     certain              the family is one whose figures were compared with llama.cpp's own, byte for byte
+    layers               blocks that are loaded; `heads_kv` the most key/value heads of any of them, `key_length` and
+                         `value_length` elements per head: to describe it. 0 = not known
     """
 
     weights_bytes: int = 0
@@ -159,17 +160,7 @@ class MemoryShape:
     no_flash: bool = False
     certain: bool = False
     layers: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class KvShape:
-    """What the header says about the attention of a model, to describe it; what it costs is in MemoryShape.
-
-    heads_kv    key/value heads of each layer, length = number of layers (0 = the layer has no attention cache)
-    key_length, value_length   elements per head
-    """
-
-    heads_kv: tuple[int, ...] = ()
+    heads_kv: int = 0
     key_length: int = 0
     value_length: int = 0
 
@@ -181,6 +172,8 @@ class ModelSpec:
     path           first (or only) file; `parts` all files in order, `path` included
     size_bytes     sum of all parts
     fingerprint    changes when a file is replaced (sizes, mtimes, inodes): the model's generation
+    memory         what its header says about the memory it takes
+    header_hash    of what its headers say about memory: what was measured of one file holds for its copies; "" = unknown
     unavailable    why it cannot be served, or None; safe to show (no path)
     vram_mb        the operator's own figure, or None
     ttl_seconds    unload after so long idle, or None = never
@@ -195,7 +188,6 @@ class ModelSpec:
     logits         it computes a row of `vocabulary` numbers for each token it reads: all but the encoder families
     has_chat_template, takes_tools   what its chat template says; format_version is that of the file
     modified_unix  when the newest of its files was last written, seconds since the epoch; 0 = unknown
-    header_hash    of what its headers say about memory: what was measured of one file holds for its copies; "" = unknown
     degrade        what may be given up, in this order, when it does not fit; `degraded` what was, in words
     """
 
@@ -208,7 +200,6 @@ class ModelSpec:
     family: str = ""
     quant: str = ""
     ctx_train: int = 0
-    kv_shape: KvShape = KvShape()
     memory: MemoryShape = MemoryShape()
     mmproj: str | None = None
     mmproj_bytes: int = 0

@@ -37,9 +37,8 @@ class Planner:
         for model in unchecked:
             if model not in book.by_model and (book.is_demand(model) or model in book.wishes):
                 do.check(model)
-        self._relieve(now)
+        room = self._relieved(Room(book.free_mb(), book.coming_mb()), now)
         due = book.due_count(now)
-        room = Room(book.free_mb(), book.coming_mb())
         plan = placement.plan(self._demands(due, now), in_order(self._candidates(now)), room, book.least_mb())
         book.waits = plan.waits
         for instance in book.instances.values():
@@ -57,22 +56,29 @@ class Planner:
             do.start(model, place, now)
         self._set_alarm(now)
 
-    def _relieve(self, now: float) -> None:
-        """More is held than we may have: something grew, or other programs took memory. Idle ones go, the deficit only; what grew stays."""
+    def _relieved(self, room: Room, now: float) -> Room:
+        """More may be held than we may have: something grew, or other programs took memory. Then idle ones go, the deficit only.
+
+        What grew goes after all others, and what grew last stays. Without a deficit nothing is said about who grew any more.
+        """
         book = self._book
-        coming = book.coming_mb()
-        short = {device: mb for device, free in book.free_mb().items() if (mb := -free - coming.get(device, 0)) > 0}
+        short = {device: mb for device, free in room.free.items() if (mb := -free - room.coming.get(device, 0)) > 0}
         if not short:
-            return
-        pool = [one for one in in_order(self._candidates(now)) if not one.busy and not one.later and not self._stays(one.id)]
+            book.grown.clear()
+            return room
+        grown = {key: place for place, key in enumerate(book.grown, start=1)}
+        latest = next(reversed(book.grown), None)
+        pool = [one for one in in_order(self._candidates(now)) if one.id != latest and not one.busy and not one.later]
+        pool = sorted((one for one in pool if self._may_go(one.id)), key=lambda one: grown.get(one.id, 0))
         victims = choose(pool, short)
         for victim in [one for one in pool if not short.keys().isdisjoint(one.frees_mb)] if victims is None else victims:
             self._do.stop(book.instances[victim.id], f"{EVICTED}, memory is short", now)
+        return Room(book.free_mb(), book.coming_mb())
 
-    def _stays(self, key: InstanceId) -> bool:
-        """It loads, is wanted or closed already, or it is why memory is short."""
+    def _may_go(self, key: InstanceId) -> bool:
+        """It is ready, nothing is asked of it, and it is not closed for somebody already."""
         instance = self._book.instances[key]
-        return instance.grew or instance.state is not State.READY or self._book.is_wanted(instance)
+        return instance.state is State.READY and not self._book.is_wanted(instance)
 
     # --- demands ------------------------------------------------------------------------------------------------------
 
@@ -95,14 +101,18 @@ class Planner:
                     yield demand
 
     def _demand(self, model: ModelId, now: float, *, due: bool) -> Demand | None:
-        """None while a start is held back after a failure."""
+        """None while a start is held back after a failure, or while llama.cpp is asked: nobody waits for that but a due one's juniors."""
         book = self._book
-        if book.breaker.blocked_until(model) > now:
+        if book.breaker.blocked_until(model) > now or (model in book.probing and not due):
             return None
         checked = model not in book.probing and (book.checked.get(model) == book.models[model].fingerprint)
         return Demand(model, book.places(model), due, checked)
 
     # --- residents ----------------------------------------------------------------------------------------------------
+
+    def candidates(self, now: float) -> list[Candidate]:
+        """Who may be evicted at all, for those who ask what would be."""
+        return self._candidates(now)
 
     def _candidates(self, now: float) -> list[Candidate]:
         """Who may be evicted at all: never the pinned, never what is not ours, never what is on its way out already."""

@@ -15,7 +15,7 @@ When a model is due, and what follows from it: docs/scheduling.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import assert_never
 
 from modeld.core import admission
@@ -25,6 +25,7 @@ from modeld.core.bookings import Bookings
 from modeld.core.changes import PROGRESS_STEP, Change, LoadMoved, PinMoved, TableMoved
 from modeld.core.estimate import Need
 from modeld.core.explain import explain, snapshot, why_waits
+from modeld.core.footprint import Learned
 from modeld.core.forecast import forecast
 from modeld.core.instance import Instance
 from modeld.core.lifecycle import State
@@ -63,6 +64,7 @@ from modeld.core.pins import pin_refusal
 from modeld.core.planning import Planner
 from modeld.core.queues import Waiting
 from modeld.core.snapshot import Explanation, Snapshot
+from modeld.core.whatif import WhatIf, what_if
 from modeld.errors import DeadlineExceeded, Died, Draining, InvariantError, ModeldError, Stuck, Unloaded, WaitTimeout
 
 
@@ -120,7 +122,6 @@ class Scheduler:
                 self._refuse_misfits([freed.model])  # settings or pins may have changed since its line was let in
             case FootprintMeasured() | FootprintProbed() | ProbeFailed() | FootprintsLearned() | MemorySeen():
                 self._accounting.take(event, now)
-                self._refuse_misfits([event.model] if isinstance(event, FootprintProbed) else ())
             case ModelTableReplaced(models):
                 self._replace_models(models, now)
             case SettingsReplaced(limits):
@@ -188,6 +189,14 @@ class Scheduler:
         """Why PinChanged(model, True) would be ignored now, or None. A read for whoever asks: the door looks again."""
         return pin_refusal(self._book, model)
 
+    def what_if(self, models: Sequence[ModelId], now: float) -> WhatIf:
+        """What would happen if these models were asked for, or each model of the catalogue for itself. A read: it books nothing."""
+        return what_if(self._book, self._planner.candidates(now), models)
+
+    def footprints(self) -> tuple[Learned, ...]:
+        """What was learned of launches, by model."""
+        return tuple(sorted(self._book.known.learned.values(), key=lambda one: (one.model, one.launch)))
+
     def take_changes(self) -> list[Change]:
         """What has changed since the last call, oldest first; the newest CHANGES_MAX when nobody called for long."""
         return self._book.changes.take(self._book.lines.length)
@@ -210,7 +219,7 @@ class Scheduler:
         rank = 0 if spec is None else book.rank_of(request, spec)
         ahead = 0 if line is None else line.ahead_of(rank)
         open_now = instance is not None and instance.state is State.READY and instance.suspect_until <= now
-        fits = not known or instance is not None or bool(book.places(model))
+        fits = not known or instance is not None or not book.is_misfit(model)
 
         def outlook() -> admission.Outlook:
             expected = forecast(book, model, now, ahead=ahead)
@@ -379,7 +388,7 @@ class Scheduler:
         """Lines of models that could never fit any more; wishes too. Of all that wait for room, or of `models`."""
         book = self._book
         for model in [*(model for _, _, model in book.demands), *book.wishes] if models is None else models:
-            if model in book.models and model not in book.by_model and not book.places(model):
+            if model in book.models and model not in book.by_model and book.is_misfit(model):
                 available = max((limit or 0 for limit in book.capacity(model).values()), default=0)
                 misfit = admission.never_fits(book.models[model], book.need(model), available)
                 self._do.refuse_line(model, misfit)
@@ -413,8 +422,8 @@ class Scheduler:
             if do.replan:  # 2
                 do.replan = False
                 self._planner.run(now)
-                if do.pins_moved:
-                    do.pins_moved = False
+                if do.look_for_misfits:
+                    do.look_for_misfits = False
                     self._refuse_misfits()
             self._settle(now)
             if not do.replan:

@@ -23,6 +23,7 @@ from typing import Final, Protocol, assert_never
 
 from modeld.core.changes import Change
 from modeld.core.estimate import Need
+from modeld.core.footprint import Learned
 from modeld.core.messages import (
     CheckLaunch,
     CheckProgress,
@@ -48,6 +49,7 @@ from modeld.core.messages import (
 from modeld.core.model import HOST, LOCAL, DeviceId, InstanceId, ModelId, ModelSpec, Request, RequestId
 from modeld.core.scheduler import Scheduler
 from modeld.core.snapshot import Explanation, Snapshot
+from modeld.core.whatif import WhatIf
 from modeld.errors import ClientGone, DeadlineUnreachable, Died, InstanceFault, InvariantError, ModeldError, QueueFull, WaitTimeout
 from modeld.runtime.adapters.interface import Served
 from modeld.runtime.journal import Journal
@@ -313,6 +315,14 @@ class Driver:
 
     def explain(self) -> Explanation:
         return self._scheduler.explain(self.loop.time())
+
+    def what_if(self, models: Sequence[ModelId]) -> WhatIf:
+        """What would happen if these models were asked for, or each for itself where none is named."""
+        return self._scheduler.what_if(models, self.loop.time())
+
+    def footprints(self) -> tuple[Learned, ...]:
+        """What was learned of launches."""
+        return self._scheduler.footprints()
 
     def now(self) -> float:
         """The clock of all decisions: the loop's monotonic seconds."""

@@ -49,7 +49,11 @@ class ContextWanted(TypedDict):
 
 
 class Question(TypedDict):
-    """The line on standard input. `ngl` -1 = all layers on the device; `repack` allows the CPU its own layout; `seconds` of CPU time."""
+    """The line on standard input. `ngl` -1 = all layers on the device.
+
+    repack    weights may be copied into a layout of the CPU's own
+    seconds   of CPU time, at most
+    """
 
     library: str
     model: str

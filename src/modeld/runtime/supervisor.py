@@ -4,6 +4,7 @@
     start    InstanceSpawned, LoadProgressed…, InstanceReady | InstanceFailed, …, InstanceExited, MemoryFreed
     stop     while it loads: neither InstanceReady nor InstanceFailed comes any more; InstanceExited, MemoryFreed as always
     check    LaunchChecked | LaunchRejected
+    probe    FootprintProbed | ProbeFailed
 
 Each instance has one task from spawn to reap; a bug in one costs that instance and no other.
 """
@@ -16,10 +17,12 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
+from modeld.core.footprint import Probe
 from modeld.core.messages import (
     Event,
+    FootprintProbed,
     InstanceExited,
     InstanceFailed,
     InstanceReady,
@@ -32,7 +35,7 @@ from modeld.core.messages import (
     Remember,
 )
 from modeld.core.model import InstanceId, ModelId, ModelSpec
-from modeld.errors import InstanceFault, InvariantError, LoadFailed, Refused, SpawnFailed
+from modeld.errors import InstanceFault, InvariantError, LoadFailed, ModeldError, NotSupported, Refused, SpawnFailed
 from modeld.runtime.adapters.interface import Adapter, ExitReport, Served
 
 log = logging.getLogger("modeld.supervisor")
@@ -40,6 +43,13 @@ log = logging.getLogger("modeld.supervisor")
 EXITS_MAX: Final = 32
 PROGRESS_STEP: Final = 0.01
 CANCEL_SECONDS_MAX: Final = 5.0
+
+
+class Prober(Protocol):
+    """What asks llama.cpp for the footprint of a launch: runtime.probe."""
+
+    async def ask(self, spec: ModelSpec) -> Probe:
+        """Raises ModeldError when there is no answer."""
 
 
 class _Entry:
@@ -56,11 +66,20 @@ class _Entry:
 class Supervisor:
     """Carries out what core commands. `post` takes the events; all methods belong to the event loop's thread."""
 
-    def __init__(self, adapter: Adapter, post: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        post: Callable[[Event], None],
+        *,
+        prober: Prober | None = None,
+        keep: Callable[[Remember], None] | None = None,
+    ) -> None:
         self.exits: deque[tuple[float, ModelId, ExitReport]] = deque(maxlen=EXITS_MAX)
         """Unix time, model and report of the last endings, oldest first."""
         self._adapter = adapter
         self._post = post
+        self._prober = prober
+        self._keep = keep
         self._entries: dict[InstanceId, _Entry] = {}
         self._checks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
@@ -114,11 +133,15 @@ class Supervisor:
             group.create_task(self._fail(instance, spec, failure), name=f"instance {instance}")
 
     def probe(self, spec: ModelSpec, key: str) -> None:
-        """Ask what the launch would take."""
-        self._post(ProbeFailed(spec.id, key, "this engine cannot be asked"))
+        """Ask what the launch would take, beside everything else."""
+        task = self._running().create_task(self._probe(spec, key), name=f"probe {spec.id}")
+        self._checks.add(task)
+        task.add_done_callback(self._checks.discard)
 
     def remember(self, what: Remember) -> None:
         """Keep it across restarts."""
+        if self._keep is not None:
+            self._keep(what)
 
     def stop(self, instance: InstanceId, why: str) -> None:
         """Unload. No effect on an instance that is gone or is being stopped."""
@@ -154,6 +177,20 @@ class Supervisor:
             self._post(LaunchRejected(spec.id, spec.fingerprint, fault))
         else:
             self._post(LaunchChecked(spec.id, spec.fingerprint))
+
+    async def _probe(self, spec: ModelSpec, key: str) -> None:
+        try:
+            if self._prober is None:
+                raise NotSupported("this engine cannot be asked")
+            probe = await self._prober.ask(spec)
+        except ModeldError as error:
+            log.debug("no dry pass of %s: %s (%s)", spec.id, error.message, error.detail)
+            self._post(ProbeFailed(spec.id, key, error.message))
+        except Exception:
+            log.exception("cannot ask about %s", spec.id)
+            self._post(ProbeFailed(spec.id, key, "it could not be asked because of a fault in modeld"))
+        else:
+            self._post(FootprintProbed(spec.id, key, probe))
 
     async def _fail(self, instance: InstanceId, spec: ModelSpec, error: InstanceFault | Refused) -> None:
         """The spawn failed: there is no process, and the chain is the same."""

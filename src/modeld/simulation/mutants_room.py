@@ -42,7 +42,7 @@ ROOM: Final = (
     Mutant(
         "margin_ignored",
         "book.py",
-        "return budget if device == HOST else budget - self.limits.margin_mb",
+        "return budget - self.limits.kept_free_mb(device)",
         "return budget",
         "the margin is given away",
     ),
