@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ VOCABULARY = 4096
 CTX = 32768
 F32, F16, Q8_0, Q4_K = 0, 1, 8, 12
 BLOCK = {F32: (1, 4), F16: (1, 2), Q8_0: (32, 34), Q4_K: (256, 144)}
+
+PLAIN = re.compile(r"conv1d|shortconv\.conv|ssm_(a|d)\.|norm|time_mix_(lerp|w|decay|first|ln)|exp_probs|altup|gate_inp|rel_b|position")
 
 # fmt: off
 MOE = {
@@ -144,11 +147,11 @@ def metadata(arch: str, more: Mapping[str, Any] | None = None) -> dict[str, Any]
     return {"general.architecture": arch, "general.name": arch, **tokenizer, **pairs}
 
 
-def make_arch(folder: Path, arch: str, *, tied: bool = False, more: Mapping[str, Any] | None = None) -> Path:
+def make_arch(folder: Path, arch: str, *, name: str = "", tied: bool = False, more: Mapping[str, Any] | None = None) -> Path:
     """Write the file. `tied` leaves the output head out; `more` replaces metadata. Raises RuntimeError with llama.cpp's own words."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs = metadata(arch, more)
-    bare = folder / f"{arch}.keys"
+    bare = folder / f"{name or arch}.keys"
     bare.write_bytes(header(pairs))
     found = find_spec("xllamacpp")
     assert found is not None and found.origin is not None
@@ -160,16 +163,16 @@ def make_arch(folder: Path, arch: str, *, tied: bool = False, more: Mapping[str,
     # A tensor that several layers share is asked for by each of them, and is in the file once.
     listed = {name: tuple(dims) for name, dims in json.loads(ran.stdout) if not left_out(name, tied=tied)}
     tensors, end = [], 0
-    for name, dims in listed.items():
-        kind = kind_of(name, dims)
-        tensors.append(Tensor(name, dims, kind, end))
+    for tensor, dims in listed.items():
+        kind = kind_of(tensor, dims)
+        tensors.append(Tensor(tensor, dims, kind, end))
         elements, size = BLOCK[kind]
         count = 1
         for length in dims:
             count *= length
         end += -(-(count // elements * size) // 32) * 32
     raw = header(pairs, tensors)
-    path = folder / f"{arch}.gguf"
+    path = folder / f"{name or arch}.gguf"
     with path.open("wb") as file:
         file.write(raw)
         file.truncate(len(raw) + end)
@@ -183,8 +186,7 @@ def left_out(name: str, *, tied: bool) -> bool:
 
 def kind_of(name: str, dims: tuple[int, ...]) -> int:
     """Matrices are quantised as a quantiser would; vectors and what the graph wants as numbers stay F32."""
-    plain_ones = ("conv", "ssm_", "norm", "time_mix", "exp_probs", "altup", "gate_inp", "rel_b", "position")
-    if len(dims) < 2 or not name.endswith(".weight") or any(word in name for word in plain_ones):
+    if len(dims) < 2 or not name.endswith(".weight") or PLAIN.search(name):
         return F32
     if dims[0] % 256 == 0:
         return Q4_K
@@ -192,38 +194,47 @@ def kind_of(name: str, dims: tuple[int, ...]) -> int:
 
 
 def list_tensors(library: str, keys: str) -> list[tuple[str, list[int]]]:
-    """The tensors llama.cpp creates for a model of these keys."""
+    """The tensors llama.cpp creates for a model of these keys, none of them allocated."""
     from modeld.runtime.probe_worker import ModelParams
-
-    so = ctypes.CDLL(library)
-    found: list[tuple[str, list[int]]] = []
 
     class TensorHead(ctypes.Structure):
         _fields_ = [("type", ctypes.c_int), ("buffer", ctypes.c_void_p), ("ne", ctypes.c_int64 * 4)]
 
+    class Named(ctypes.Structure):  # std::pair<std::string, ggml_tensor *>, the string as old builds of libstdc++ had it: one pointer
+        _fields_ = [("name", ctypes.c_void_p), ("tensor", ctypes.POINTER(TensorHead))]
+
+    class Vector(ctypes.Structure):
+        _fields_ = [("first", ctypes.c_void_p), ("end", ctypes.c_void_p)]
+
     class InitParams(ctypes.Structure):
         _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
 
-    callback = ctypes.CFUNCTYPE(None, ctypes.POINTER(TensorHead), ctypes.c_void_p)
+    so = ctypes.CDLL(library)
     so.ggml_get_name.restype = ctypes.c_char_p
     so.ggml_get_name.argtypes = [ctypes.c_void_p]
-
-    def note(tensor: Any, _data: object) -> None:
-        dims = list(tensor.contents.ne)
-        while len(dims) > 1 and dims[-1] == 1:
-            dims.pop()
-        found.append((so.ggml_get_name(ctypes.cast(tensor, ctypes.c_void_p)).decode(), dims))
-
     so.gguf_init_from_file.restype = ctypes.c_void_p
     so.gguf_init_from_file.argtypes = [ctypes.c_char_p, InitParams]
     so.llama_model_default_params.restype = ModelParams
     so.llama_model_init_from_user.restype = ctypes.c_void_p
-    so.llama_model_init_from_user.argtypes = [ctypes.c_void_p, callback, ctypes.c_void_p, ModelParams]
+    so.llama_model_init_from_user.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ModelParams]
+    listed = so._Z29llama_internal_get_tensor_mapPK11llama_model
+    listed.restype = ctypes.POINTER(Vector)
+    listed.argtypes = [ctypes.c_void_p]
     params = so.llama_model_default_params()
     params.load_mtp = True
-    kept = callback(note)
-    if not so.llama_model_init_from_user(so.gguf_init_from_file(keys.encode(), InitParams(True, None)), kept, None, params):
+    params.no_alloc = True
+    unused = ctypes.cast(so.llama_free, ctypes.c_void_p)  # the function that would fill the tensors: it must be one, and is not called
+    model = so.llama_model_init_from_user(so.gguf_init_from_file(keys.encode(), InitParams(True, None)), unused, None, params)
+    if not model:
         sys.exit(3)
+    vector = listed(model).contents
+    count = ((vector.end or 0) - (vector.first or 0)) // ctypes.sizeof(Named)
+    found = []
+    for named in (Named * count).from_address(vector.first):
+        dims = list(named.tensor.contents.ne)
+        while len(dims) > 1 and dims[-1] == 1:
+            dims.pop()
+        found.append((so.ggml_get_name(ctypes.cast(named.tensor, ctypes.c_void_p)).decode(), dims))
     return found
 
 

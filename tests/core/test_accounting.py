@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from core.play import Play, arrive, gone, i, loaded, r, sized, spec, took
-from modeld.core.footprint import MIB, Footprint, Learned, Probe, Source, When, launch_key, probe_key
+from modeld.core.footprint import MIB, Footprint, Learned, Probe, Source, When, in_short, launch_key, probe_key
 from modeld.core.messages import (
     FootprintMeasured,
     FootprintProbed,
@@ -208,7 +208,8 @@ def test_only_what_changed_is_kept() -> None:
 def test_what_is_kept_says_what_was_predicted_and_from_what() -> None:
     play = loaded(Play([sized("a", 40)], budget=500), "a").at(1, took(1, "a", 60))
     [kept] = [one for one in play.commands if isinstance(one, Remember)]
-    assert kept.learned == Learned(A, Footprint({"CUDA0": 60 * MIB}), 0, FORMULA_MB * MIB, Source.FORMULA)
+    launch = in_short(sized("a", 40).options)
+    assert kept.learned == Learned(A, Footprint({"CUDA0": 60 * MIB}), 0, FORMULA_MB * MIB, Source.FORMULA, 1, launch)
     assert kept.key == launch_key(sized("a", 40))
 
 

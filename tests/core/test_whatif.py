@@ -3,15 +3,27 @@
 
 from __future__ import annotations
 
+import random
 from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 
-from core.play import Play, arrive, gone, i, loaded, spec
+from core.play import Play, arrive, gone, i, loaded, r, spec
 from modeld.core.footprint import MIB
-from modeld.core.messages import InstanceReady, LeaseReleased, LoadRequested, UnloadRequested
-from modeld.core.model import HOST, AttentionLayers, DeviceId, LaunchOptions, MemoryShape, ModelId, ModelSpec
+from modeld.core.messages import (
+    InstanceExited,
+    InstanceReady,
+    LeaseReleased,
+    LoadRequested,
+    MemoryFreed,
+    Refuse,
+    StartInstance,
+    StopInstance,
+    UnloadRequested,
+    Wakeup,
+)
+from modeld.core.model import HOST, LOCAL, AttentionLayers, DeviceId, LaunchOptions, MemoryShape, ModelId, ModelSpec
 from modeld.core.whatif import ModelPlan, WhatIf
 
 ONE, TWO = DeviceId("local/one"), DeviceId("local/two")
@@ -205,3 +217,76 @@ def test_a_wish_that_loads_counts_as_loaded():
     assert one(play, "a").why == "loads, and holds 100 MB"
     play.at(1, InstanceReady(i(1, "a"), pid=1))
     assert one(play, "a").why == "is loaded, and holds 100 MB"
+
+
+def test_who_waits_already_has_its_room_first():
+    play = loaded(Play({"a": 100, "b": 100, "c": 40}, budget=150), "a").at(1, arrive("r1", "a"))
+    assert one(play, "c").verdict == "fits"
+    play.at(2, arrive("r2", "b")).at(12, Wakeup())  # b is due by now, and a is closed for it
+    assert play.instance("a").closed_for == "b"
+    plan = one(play, "c")
+    assert (plan.verdict, plan.why) == ("soon", "fits once memory that is on its way back is free")  # b has what is free now
+    small = loaded(Play({"a": 100, "b": 140, "c": 40}, budget=150), "a").at(1, arrive("r1", "a")).at(2, arrive("r2", "b")).at(12, Wakeup())
+    assert one(small, "c").verdict == "no_room"
+
+
+def outcome(play: Play, model: str) -> tuple[str, object]:
+    """What a request that came now would lead to at once, in the words of a verdict."""
+    copy = deepcopy(play)
+    copy.commands = []
+    copy._feed(arrive("question", model))
+    for command in copy.commands:
+        match command:
+            case StartInstance(instance, _, need_mb) if instance.endswith(f"/{model}"):
+                return "fits", dict(need_mb)
+            case Refuse("question", error):
+                return error.kind, None
+    stopped = [c.instance.partition("/")[2] for c in copy.commands if isinstance(c, StopInstance) and c.why == f"evicted for {model}"]
+    return ("evicts", sorted(stopped)) if stopped else ("later", None)
+
+
+class Loose(Play):
+    """A play that asks only for the invariants."""
+
+    def _nothing_to_add(self, now: float) -> None:
+        pass
+
+
+def wander(seed: int) -> Play:
+    """A daemon in the middle of some day."""
+    draw = random.Random(seed)
+    sizes = {name: draw.randint(20, 120) for name in "abcdefgh"}
+    budgets = {LOCAL: draw.randint(120, 320)} if seed % 2 else {ONE: draw.randint(100, 200), TWO: draw.randint(100, 200)}
+    play = Loose(sizes, budget_mb=budgets, one_pool=len(budgets) == 1, slots=2, min_residency_seconds=draw.choice([0.0, 4.0]))
+    open_requests: list[str] = []
+    for step in range(draw.randint(5, 40)):
+        play.at(play.now + draw.choice([0.0, 0.5, 3.0, 8.0]), Wakeup())
+        views = [view for view in play.snapshot.instances if view.state != "failed"]
+        loading = [view for view in views if view.state == "loading"]
+        stopping = [view for view in views if view.state == "stopping"]
+        running = [name for name in open_requests if r(name) in play.scheduler._book.leases]
+        kind = draw.random()
+        if kind < 0.45:
+            play.at(play.now, arrive(f"r{step}", draw.choice("abcdefgh")))
+            open_requests.append(f"r{step}")
+        elif kind < 0.65 and loading:
+            play.at(play.now, InstanceReady(draw.choice(loading).id, pid=step + 1))
+        elif kind < 0.8 and stopping:
+            done = draw.choice(stopping).id
+            play.at(play.now, InstanceExited(done, code=0), MemoryFreed(done))
+        elif kind < 0.95 and running:
+            play.at(play.now, LeaseReleased(r(draw.choice(running)), tokens=1))
+        elif kind > 0.97 and views:
+            play.at(play.now, UnloadRequested(draw.choice(views).model))
+    return play
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_what_is_said_is_what_would_be_done(seed: int):
+    """On a random day each model that is neither there nor waits is asked for: the answer is what a request leads to."""
+    play = wander(seed)
+    book = play.scheduler._book
+    for name in [name for name in sorted(play.models) if name not in book.by_model and not book.lines.length(name)]:
+        plan, (done, fact) = one(play, name), outcome(play, name)
+        said = {"fits": ("fits", dict(plan.place_mb)), "evicts": ("evicts", sorted(plan.evicts)), "too_large": ("cannot_ever_fit", None)}
+        assert said.get(str(plan.verdict), ("later", None)) == (done, fact), (seed, name, plan)

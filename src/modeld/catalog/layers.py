@@ -96,6 +96,8 @@ LATENT: Final = frozenset(("deepseek2", "deepseek32", "glm-dsa", "kimi-linear", 
 INDEXED: Final = frozenset(("deepseek32", "glm-dsa"))
 SHARED_AFTER: Final = {"gemma3n": 20}
 """Layers from here on use the cache of an earlier one."""
+DOUBLED: Final = frozenset(("gemma3n", "gemma4"))
+"""Where the token table is the output head too, llama.cpp has it twice wherever the two lie: it makes the head's copy first."""
 NO_FLASH: Final = frozenset(("grok",))
 SKIPS_PREDICTION: Final = frozenset(
     (
@@ -167,13 +169,15 @@ def loaded_bytes(header: Header) -> int:
     """Bytes of the tensors of one file that are loaded; 0 when one has a type unknown here."""
     blocks = trunk_blocks(header)
     total = sum(header.tensor_bytes.values()) + sum(size for number, size in header.block_bytes.items() if not blocks or number < blocks)
+    if header.metadata.get("general.architecture") in DOUBLED and "output.weight" not in header.tensor_bytes:
+        total += header.tensor_bytes.get("token_embd.weight", 0)
     return min(total, BYTES_MAX) if header.extents_known else 0
 
 
 def tied_bytes(header: Header) -> int:
     """Bytes of the token table where the model has no output head of its own."""
     family = header.metadata.get("general.architecture")
-    if family in ENCODERS or "output.weight" in header.tensor_bytes:
+    if family in ENCODERS or family in DOUBLED or "output.weight" in header.tensor_bytes:
         return 0
     return min(header.tensor_bytes.get("token_embd.weight", 0), BYTES_MAX)
 

@@ -82,6 +82,10 @@ class Planner:
 
     # --- demands ------------------------------------------------------------------------------------------------------
 
+    def demands(self, now: float) -> Iterator[Demand]:
+        """Who waits for room, in the order of their turn, for those who ask what would be."""
+        return self._demands(self._book.due_count(now), now)
+
     def _demands(self, due: int, now: float) -> Iterator[Demand]:
         """The first `due` demands, then the others."""
         book = self._book

@@ -191,7 +191,7 @@ class Scheduler:
 
     def what_if(self, models: Sequence[ModelId], now: float) -> WhatIf:
         """What would happen if these models were asked for, or each model of the catalogue for itself. A read: it books nothing."""
-        return what_if(self._book, self._planner.candidates(now), models)
+        return what_if(self._book, self._planner.candidates(now), self._planner.demands(now), models)
 
     def footprints(self) -> tuple[Learned, ...]:
         """What was learned of launches, by model."""

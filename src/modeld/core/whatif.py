@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import takewhile
 from typing import Final
 
 from modeld.core import placement
@@ -111,24 +112,39 @@ class WhatIf:
         return len(self.together) == sum(one.verdict is not Verdict.UNAVAILABLE for one in self.models)
 
 
-def what_if(book: Book, candidates: Iterable[Candidate], models: Sequence[ModelId]) -> WhatIf:
-    """`candidates` are the instances that may be evicted at all, as the planner sees them now."""
+def what_if(book: Book, candidates: Iterable[Candidate], waiting: Iterable[Demand], models: Sequence[ModelId]) -> WhatIf:
+    """As the planner sees things now: `candidates` are the instances that may be evicted at all, `waiting` the models that wait for room
+    already, first come first: those before a model have their room before it."""
     asked = list(dict.fromkeys(models)) or sorted(book.models)
-    pool = in_order(candidates)
+    pool, demands = in_order(candidates), tuple(waiting)
     if models:
-        table = _Table(book, [one for one in pool if book.instances[one.id].model not in asked])
+        table = _Table(book, [one for one in pool if book.instances[one.id].model not in asked], demands)
         plans = tuple(table.take(model) for model in asked)
         return WhatIf(plans, table.devices(), True, tuple(one.model for one in plans if one.verdict in HAS_ROOM))
-    plans = tuple(_Table(book, pool).take(model) for model in asked)
-    return WhatIf(plans, _Table(book, pool).devices(), False, _side_by_side(book))
+    plans = tuple(_Table(book, pool, demands).take(model) for model in asked)
+    return WhatIf(plans, _Table(book, pool, demands).devices(), False, _side_by_side(book))
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What placement.py would do for one model: the room before and after, and who is left when those who wait already have theirs."""
+
+    plan: placement.Plan
+    before: Room
+    after: Room
+    pool: list[Candidate]
+
+    def victims(self, model: ModelId) -> list[InstanceId]:
+        return [victim for victim, for_model in self.plan.evict.items() if for_model == model]
 
 
 class _Table:
     """The room, and who may give way, as the models that were taken so far leave them."""
 
-    def __init__(self, book: Book, pool: Sequence[Candidate]) -> None:
+    def __init__(self, book: Book, pool: Sequence[Candidate], waiting: Sequence[Demand]) -> None:
         self._book = book
         self._pool = list(pool)
+        self._waiting = waiting
         self._room = Room(book.free_mb(), book.coming_mb())
         self._held: dict[ModelId, Vector] = {one.model: one.need_mb for one in book.instances.values()}
 
@@ -202,77 +218,89 @@ class _Table:
         )
 
     def _at_once(self, base: ModelPlan) -> ModelPlan | None:  # 4, 5
-        plan, room = self._ask(base.model, due=False)
-        waits = plan.waits.get(base.model)
-        if base.model not in plan.start and waits not in (placement.COMING, placement.VICTIMS):
+        model, answer = base.model, self._ask(base.model, due=False)
+        if model not in answer.plan.start and answer.plan.waits.get(model) not in (placement.COMING, placement.VICTIMS):
             return None
-        place = plan.start.get(base.model) or self._taken(base.model, room, plan.evict)
-        victims = tuple(self._book.instances[one].model for one in plan.evict)
-        self._book_in(base.model, place, room, plan.evict)
-        if base.model in plan.start:
+        out = answer.victims(model)
+        place = answer.plan.start.get(model) or self._taken(model, answer, out)
+        self._book_in(model, place, answer, out)
+        if model in answer.plan.start:
             return replace(base, verdict=Verdict.FITS, why="fits into what is free", place_mb=place)
-        if not victims:
+        if not out:
             return replace(base, verdict=Verdict.SOON, why="fits once memory that is on its way back is free", place_mb=place)
+        victims = self._models(out)
         verb = "is" if len(victims) == 1 else "are"
         why = f"fits when {_names(victims)}, which {verb} idle, {verb} evicted"
         return replace(base, verdict=Verdict.EVICTS, why=why, place_mb=place, evicts=victims)
 
     def _in_time(self, base: ModelPlan) -> ModelPlan:  # 6, 7
-        plan, room = self._ask(base.model, due=True)
-        if plan.waits.get(base.model) not in (placement.COMING, placement.VICTIMS, placement.LOADS):
-            held = [model for model in self._held if model != base.model]
+        model, answer = base.model, self._ask(base.model, due=True)
+        if answer.plan.waits.get(model) not in (placement.COMING, placement.VICTIMS, placement.LOADS):
+            held = [other for other in self._held if other != model]
             why = f"has no room beside {_names(held)}" if held else "has no room now"
             why += f"; with {base.ctx_beside} tokens of context it would fit" if base.ctx_beside else ""
             return replace(base, verdict=Verdict.NO_ROOM, why=why)
+        evicted = answer.victims(model)
+        out = [*evicted, *self._later(model, answer, evicted)]
         instances = self._book.instances
-        out = [*plan.evict, *self._later(base.model, plan.evict)]
-        busy = tuple(instances[one].model for one in out if one not in plan.evict or instances[one].leases)
-        idle = tuple(instances[one].model for one in out if instances[one].model not in busy)
-        place = self._taken(base.model, room, out)
-        self._book_in(base.model, place, room, out)
+        busy = self._models(one for one in out if one not in evicted or instances[one].leases)
+        idle = self._models(one for one in out if one in evicted and not instances[one].leases)
+        place = self._taken(model, answer, out)
+        self._book_in(model, place, answer, out)
         also = f"; {_names(idle)} would be evicted" if idle else ""
         why = f"has to wait for {_names(busy)}{also}" if busy else f"has to wait until it is due{also}"
         return replace(base, verdict=Verdict.WAITS, why=why, place_mb=place, evicts=idle, waits_for=busy)
 
     # --- arithmetic, all of it the planner's --------------------------------------------------------------------------
 
-    def _ask(self, model: ModelId, *, due: bool) -> tuple[placement.Plan, Room]:
-        """What placement.py would do for this model alone, and the room that it would leave."""
-        room = Room(dict(self._room.free), dict(self._room.coming))
+    def _ask(self, model: ModelId, *, due: bool) -> _Answer:
+        """What placement.py would do for this model once those before it have their room: all that wait, or, once it is due, the due."""
+        first = [one for one in takewhile(lambda one: one.model != model, self._waiting) if one.due or not due]
+        before, after = self._copy_room(), self._copy_room()
+        out = placement.plan(first, self._pool, before).evict
         demand = Demand(model, self._book.places(model), due=due, checked=True)
-        return placement.plan([demand], self._pool, room), room
+        plan = placement.plan([*first, demand], self._pool, after)
+        return _Answer(plan, before, after, [one for one in self._pool if one.id not in out])
 
-    def _taken(self, model: ModelId, after: Room, victims: Iterable[InstanceId]) -> Vector:
+    def _copy_room(self) -> Room:
+        return Room(dict(self._room.free), dict(self._room.coming))
+
+    def _taken(self, model: ModelId, answer: _Answer, victims: Iterable[InstanceId]) -> Vector:
         """Which of its places the model took: what is missing now of what there was, and of what the victims free."""
-        missing = {device: amount + self._room.coming.get(device, 0) for device, amount in self._room.free.items()}
-        for victim in victims:
-            for device, amount in self._book.instances[victim].need_mb.items():
-                if device in missing:
-                    missing[device] += amount
+        missing = self._soon(answer.before, victims)
         for device in missing:
-            missing[device] -= after.free[device] + after.coming.get(device, 0)
+            missing[device] -= answer.after.free[device] + answer.after.coming.get(device, 0)
         places = self._book.places(model)
         return next((place for place in places if all(place.get(on, 0) == mb for on, mb in missing.items())), places[0])
 
-    def _later(self, model: ModelId, victims: Iterable[InstanceId]) -> list[InstanceId]:
+    def _later(self, model: ModelId, answer: _Answer, victims: Iterable[InstanceId]) -> list[InstanceId]:
         """Those that cannot go yet and are waited for besides the victims: fewest, as eviction.py picks them."""
-        have = {device: amount + self._room.coming.get(device, 0) for device, amount in self._room.free.items()}
-        for victim in victims:
-            for device, amount in self._book.instances[victim].need_mb.items():
-                if device in have:
-                    have[device] += amount
-        later = [one for one in self._pool if one.later]
+        have = self._soon(answer.before, victims)
+        later = [one for one in answer.pool if one.later]
         found = [
             choose(later, short) if (short := {on: mb - have[on] for on, mb in place.items() if mb > have.get(on, mb)}) else ()
             for place in self._book.places(model)
         ]
         return [one.id for one in min((one for one in found if one is not None), key=len, default=())]
 
-    def _book_in(self, model: ModelId, place: Vector, room: Room, victims: Iterable[InstanceId]) -> None:
-        """On this table, not in the book."""
-        self._room = room
+    def _soon(self, room: Room, victims: Iterable[InstanceId]) -> dict[DeviceId, int]:
+        """What is free, comes back, or is held by the victims."""
+        have = {device: amount + room.coming.get(device, 0) for device, amount in room.free.items()}
+        for victim in victims:
+            for device, amount in self._book.instances[victim].need_mb.items():
+                if device in have:
+                    have[device] += amount
+        return have
+
+    def _models(self, instances: Iterable[InstanceId]) -> tuple[ModelId, ...]:
+        return tuple(self._book.instances[one].model for one in instances)
+
+    def _book_in(self, model: ModelId, place: Vector, answer: _Answer, victims: Iterable[InstanceId]) -> None:
+        """On this table, not in the book. Those who wait already have their room from now on."""
         out = set(victims)
-        self._pool = [one for one in self._pool if one.id not in out]
+        self._waiting = ()
+        self._room = answer.after
+        self._pool = [one for one in answer.pool if one.id not in out]
         for victim in out:
             self._held.pop(self._book.instances[victim].model, None)
         self._held[model] = place
