@@ -124,7 +124,7 @@ async def find_budget(settings: Settings, adapter: Adapter) -> Budget:
 
 
 async def _device_facts(adapter: Adapter) -> tuple[DeviceFacts, ...] | None:
-    """The devices beside the CPU, as the engine names them; None = it does not say. What they have is not known yet: then it is no limit."""
+    """The devices beside the CPU, as the engine names them; None = it does not say. What they have is not known yet: no limit."""
     found = await adapter.devices() if isinstance(adapter, EmbeddedAdapter) else None
     if found is None:
         return None

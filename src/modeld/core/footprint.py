@@ -166,7 +166,10 @@ def launch_key(spec: ModelSpec) -> str:
     if not spec.header_hash:
         return ""
     moves = [(name, str(getattr(spec.options, name))) for name in LaunchOptions.__slots__ if name not in _NOT_MEMORY]
-    return _digest(spec.header_hash, spec.kind, spec.pooling, spec.mmproj_bytes if spec.mmproj else 0, *moves)
+    beside = [("lora", one.header_hash or one.size_bytes, one.size_bytes) for one in spec.lora]
+    if spec.draft is not None:
+        beside.append(("draft", spec.draft.header_hash or spec.draft.size_bytes, spec.draft.size_bytes))
+    return _digest(spec.header_hash, spec.kind, spec.pooling, spec.mmproj_bytes if spec.mmproj else 0, *moves, *beside)
 
 
 def probe_key(spec: ModelSpec) -> str:

@@ -166,6 +166,16 @@ class MemoryShape:
 
 
 @dataclass(frozen=True, slots=True)
+class Companion:
+    """A file that is loaded beside a model: an adapter, or a draft model with its memory."""
+
+    path: str
+    size_bytes: int
+    memory: MemoryShape = MemoryShape()
+    header_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One model of the catalogue. An instance keeps the spec it was started with until it is gone.
 
@@ -189,6 +199,7 @@ class ModelSpec:
     has_chat_template, takes_tools   what its chat template says; format_version is that of the file
     modified_unix  when the newest of its files was last written, seconds since the epoch; 0 = unknown
     degrade        what may be given up, in this order, when it does not fit; `degraded` what was, in words
+    lora           adapters that are loaded with it; `draft` the model that guesses its next tokens, which costs memory of its own
     """
 
     id: ModelId
@@ -229,6 +240,14 @@ class ModelSpec:
     header_hash: str = ""
     degrade: tuple[Degrade, ...] = ()
     degraded: tuple[str, ...] = ()
+    lora: tuple[Companion, ...] = ()
+    draft: Companion | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All that its model server reads."""
+        beside = (*self.lora, *(() if self.draft is None else (self.draft,)))
+        return (*(self.parts or (self.path,)), *(() if self.mmproj is None else (self.mmproj,)), *(one.path for one in beside))
 
 
 @dataclass(frozen=True, slots=True)

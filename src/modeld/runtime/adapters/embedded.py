@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from modeld.core.estimate import draft_options
 from modeld.core.model import InstanceId, ModelSpec
 from modeld.errors import EngineMissing, ModelUnavailable, SpawnFailed
 from modeld.runtime.adapters import worker
@@ -159,6 +160,9 @@ def parameters(spec: ModelSpec, socket: Path, import_path: Path) -> worker.Param
         "socket": str(socket),
         "alias": spec.id,
         "mmproj": spec.mmproj,
+        "lora": [one.path for one in spec.lora],
+        "draft": None if spec.draft is None else spec.draft.path,
+        "draft_kv_type": draft_options(options).kv_type.value,
         "ctx": options.ctx,
         "parallel": options.parallel,
         "threads": options.threads,

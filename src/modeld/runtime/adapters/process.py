@@ -18,7 +18,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -400,8 +400,7 @@ class FileCheck:
 def _look_at_files(spec: ModelSpec) -> None:
     if spec.unavailable is not None:
         raise ModelUnavailable(spec.unavailable)
-    wanted: Iterable[str] = (*(spec.parts or (spec.path,)), *([spec.mmproj] if spec.mmproj else []))
-    for name in wanted:
+    for name in spec.files:
         path = Path(name)
         if not path.is_file():
             raise ModelUnavailable(f"A file of the model is gone: {path.name}.")

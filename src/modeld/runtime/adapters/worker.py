@@ -34,13 +34,19 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Parameters(TypedDict):
-    """The line on standard input. `import_path` is the folder that holds the xllamacpp package; `pooling` "" = it writes text."""
+    """The line on standard input. `import_path` is the folder that holds the xllamacpp package; `pooling` "" = it writes text.
+
+    lora, draft     files that are loaded beside the model; `draft_kv_type` is of the draft model's own cache
+    """
 
     import_path: str
     model: str
     socket: str
     alias: str
     mmproj: str | None
+    lora: list[str]
+    draft: str | None
+    draft_kv_type: str
     ctx: int
     parallel: int
     threads: int
@@ -123,6 +129,26 @@ def apply(params: Any, wanted: Parameters, engine: Any) -> None:
         params.pooling_type = engine.llama_pooling_type[f"LLAMA_POOLING_TYPE_{wanted['pooling'].upper()}"]
     if wanted["mmproj"]:
         params.mmproj.path = wanted["mmproj"]
+    _apply_beside(params, wanted, engine)
+
+
+def _apply_beside(params: Any, wanted: Parameters, engine: Any) -> None:
+    """Adapters, each as it is, and the draft model."""
+    adapters = []
+    for path in wanted["lora"]:
+        one = engine.CommonAdapterLoraInfo()
+        one.path, one.scale = path, 1.0
+        adapters.append(one)
+    if adapters:
+        params.lora_adapters = adapters
+    if wanted["draft"]:
+        draft = params.speculative.draft
+        draft.mparams.path = wanted["draft"]
+        draft.n_gpu_layers = params.n_gpu_layers
+        draft.cache_type_k = draft.cache_type_v = engine.ggml_type[f"GGML_TYPE_{wanted['draft_kv_type'].upper()}"]
+        draft.cpuparams.n_threads = wanted["threads"]
+        draft.cpuparams_batch.n_threads = wanted["threads"]
+        params.speculative.types = [engine.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
 
 
 def quieten() -> None:
