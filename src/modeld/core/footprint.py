@@ -46,11 +46,13 @@ class Footprint:
     device_bytes  by llama.cpp's name of the device ("CUDA0"); empty where nothing is on one
     host_bytes    anonymous memory of its process, and its weights in the mapped file
     complete      False: something could not be read, it takes more than this
+    reported_bytes  what of it llama.cpp itself told of; the rest is the process, the driver and what grew
     """
 
     device_bytes: Mapping[str, int] = field(default_factory=dict)
     host_bytes: int = 0
     complete: bool = True
+    reported_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -62,14 +64,31 @@ class Footprint:
             return self
         names = dict.fromkeys([*self.device_bytes, *other.device_bytes])
         device_bytes = {name: max(self.device_bytes.get(name, 0), other.device_bytes.get(name, 0)) for name in names}
-        return Footprint(device_bytes, max(self.host_bytes, other.host_bytes), self.complete or other.complete)
+        return Footprint(device_bytes, *self._higher(other))
 
     def peak(self, other: Footprint | None) -> Footprint:
         """The higher mark of two launches. They may have run on devices of different names: those are never added up."""
         if other is None:
             return self
         larger = max(self, other, key=lambda one: sum(one.device_bytes.values()))
-        return Footprint(larger.device_bytes, max(self.host_bytes, other.host_bytes), self.complete or other.complete)
+        return Footprint(larger.device_bytes, *self._higher(other))
+
+    def _higher(self, other: Footprint) -> tuple[int, bool, int]:
+        """All but the devices."""
+        host_bytes, reported_bytes = max(self.host_bytes, other.host_bytes), max(self.reported_bytes, other.reported_bytes)
+        return host_bytes, self.complete or other.complete, reported_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The compute buffers of one context, in bytes by llama.cpp's name of the buffer type ("CPU", "CUDA0", "CUDA_Host")."""
+
+    ctx: int
+    parallel: int
+    ubatch: int
+    batch: int
+    kv_unified: bool
+    compute_bytes: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +96,8 @@ class Probe:
     """What llama.cpp's dry pass said of one launch, in bytes: nothing was allocated.
 
     ctx, parallel, ubatch   of the launch that was asked about
+    weights_by, context_by  the same figures by name of the buffer type
+    points                  that launch and others of the same probe key, between which `compute` interpolates
     """
 
     ctx: int
@@ -85,6 +106,9 @@ class Probe:
     weights_bytes: int
     context_bytes: int
     compute_bytes: int
+    weights_by: Mapping[str, int] = field(default_factory=dict)
+    context_by: Mapping[str, int] = field(default_factory=dict)
+    points: tuple[Point, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -281,6 +281,7 @@ class Limits:
     budget_mb               MiB per device; HOST is host memory, unlimited when it is not named
     margin_mb               MiB kept free on each device, host_margin_mb on HOST
     one_pool                devices have no memory of their own: all that a model takes counts on its device
+    cpu_only                there is no device beside the CPU: no layer is put on one, whatever llama_ngl says
     fairness_wait_seconds   a model whose oldest request has waited so long is due: room is made for it
     turn_max_seconds        longest time for which a due model, once loaded, is safe from other due models; None = fairness_wait
     min_residency_seconds   longest time for which an idle model is kept for its own next request, from others that are not due
@@ -292,6 +293,7 @@ class Limits:
     margin_mb: int = 0
     host_margin_mb: int = 0
     one_pool: bool = True
+    cpu_only: bool = False
     queue_depth_max: int = 32
     wait_max_seconds: float = 30.0
     infer_timeout_seconds: float = 0.0

@@ -20,6 +20,8 @@ from typing import Any, TypedDict
 
 EXIT_ORPHAN = 3
 EXIT_REFUSED = 4
+EXIT_UNASKABLE = 5
+NICENESS = 10
 ADDRESS_BYTES_MAX = 16 << 30
 """Of address space, not of memory. The state of recurrent layers is really allocated even in a dry run."""
 BUFFER_TYPES_MAX = 256
@@ -313,13 +315,14 @@ def main(argv: list[str]) -> int:
     bind_to_parent(int(argv[0]))
     question: Question = json.loads(sys.stdin.readline())
     set_limits(question["seconds"])
+    os.nice(NICENESS)
     out = os.dup(1)
     os.dup2(2, 1)  # the library prints to standard output, too
     try:
         library = Library(question["library"])
     except (OSError, AttributeError, ValueError) as error:
-        answer(out, {"error": f"the engine cannot be asked: {error}"[:ERROR_CHARS_MAX]})
-        return EXIT_REFUSED
+        answer(out, {"error": str(error)[:ERROR_CHARS_MAX]})
+        return EXIT_UNASKABLE
     model = library.load(question["model"], question["ngl"], repack=question["repack"])
     if model is None:
         answer(out, {"error": library.first_error("llama.cpp refuses the model")})

@@ -23,7 +23,7 @@ from modeld.errors import EngineMissing, ModelUnavailable, SpawnFailed
 from modeld.runtime.adapters import worker
 from modeld.runtime.adapters.interface import Adapter, EngineInfo, Served
 from modeld.runtime.adapters.process import FileCheck, PrivateFolder, ServedProcess, Stall
-from modeld.runtime.child import Child, child_environment
+from modeld.runtime.child import Child, LineFilter, child_environment
 
 DESCRIBE_SECONDS_MAX: Final = 15.0
 STATE_LINES: Final = {"LLAMA_SERVER_ROUTER_PORT": "1"}
@@ -106,7 +106,7 @@ class EmbeddedAdapter(Adapter):
         socket = self._folder.socket()
         wanted = parameters(spec, socket, found)
         return ServedProcess(
-            lambda on_stdout: self._spawn([], wanted, on_stdout, STATE_LINES),
+            lambda on_stdout, on_stderr: self._spawn([], wanted, on_stdout, STATE_LINES, on_stderr),
             socket=socket,
             stall_seconds=self._stall.limit(spec.size_bytes),
             ready_lines=True,
@@ -118,7 +118,12 @@ class EmbeddedAdapter(Adapter):
         self._folder.close()
 
     def _spawn(
-        self, arguments: list[str], line: object, on_stdout: Callable[[bytes], bool], more_env: dict[str, str] | None = None
+        self,
+        arguments: list[str],
+        line: object,
+        on_stdout: LineFilter,
+        more_env: dict[str, str] | None = None,
+        on_stderr: LineFilter | None = None,
     ) -> Child:
         # Isolated, and without `site`: what stands in a .pth file or in the user's folder is not run in a model server.
         return Child(
@@ -127,6 +132,7 @@ class EmbeddedAdapter(Adapter):
             cwd=self._folder.path,
             first_line=json.dumps(line).encode() + b"\n",
             on_stdout=on_stdout,
+            on_stderr=on_stderr,
             stop_grace=self._stop_grace,
         )
 

@@ -25,6 +25,8 @@ from modeld.runtime.child import Child, capture, child_environment
 
 LOOK_SECONDS_MAX: Final = 2.0
 LAYERS_ALL: Final = 999
+LOG_LEVEL: Final = "4"
+"""llama-server tells the sizes of its buffers at this level, one above its default. A request costs a few more lines of log."""
 BUILD_CHARS_MAX: Final = 120
 
 _FLAG: Final = re.compile(r"(?<![\w-])--?[a-zA-Z][\w-]*")
@@ -86,11 +88,12 @@ class LlamaServerAdapter(Adapter):
         socket = self._folder.socket()
         command = [str(self._binary), *arguments(spec, socket, self._build)]
         return ServedProcess(
-            lambda on_stdout: Child(
+            lambda on_stdout, on_stderr: Child(
                 self._argv(command),
                 env=child_environment(os.environ, self._folder.path),
                 cwd=self._folder.path,
                 on_stdout=on_stdout,
+                on_stderr=on_stderr,
                 stop_grace=self._stop_grace,
             ),
             socket=socket,
@@ -181,6 +184,7 @@ def arguments(spec: ModelSpec, socket: Path, build: Build) -> list[str]:
         result.append("-fa")
     wanted: list[tuple[tuple[str, ...], str | None]] = [
         (("--fit",), "off"),
+        (("-lv", "--verbosity", "--log-verbosity"), LOG_LEVEL),
         (("-cram",), str(options.cache_ram_mb)),
         (("-ctxcp", "--swa-checkpoints"), str(options.ctx_checkpoints)),
         (("--slots",), None),

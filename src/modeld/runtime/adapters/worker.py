@@ -25,6 +25,11 @@ READY = '{"modeld":"ready"}'
 LIFE_LINE = ("F_SETSIG", 10)
 """fcntl's command that chooses the signal; Python has no name for it."""
 
+LOADING_VERBOSITY, SERVING_VERBOSITY = 4, 3
+"""llama.cpp tells the sizes of its buffers at 4; 3 is its default."""
+SET_VERBOSITY = "_Z30common_log_set_verbosity_tholdi"
+"""`common_log_set_verbosity_thold(int)` of llama.cpp's common/log.h."""
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -114,6 +119,7 @@ def apply(params: Any, wanted: Parameters, engine: Any) -> None:
     params.endpoint_slots = True
     params.endpoint_metrics = False
     params.endpoint_props = False
+    params.verbosity = LOADING_VERBOSITY
     params.warmup = True
     params.offline = True
     params.n_threads_http = wanted["parallel"] + 4
@@ -145,6 +151,14 @@ def _apply_beside(params: Any, wanted: Parameters, engine: Any) -> None:
         params.speculative.types = [engine.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
 
 
+def quieten() -> None:
+    """From now on the log says what it says by default. Another build may lack the function: then it stays as it is."""
+    from xllamacpp import xllamacpp as extension
+
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(extension.__file__)[SET_VERBOSITY](SERVING_VERBOSITY)
+
+
 def serve(wanted: Parameters) -> int:
     """Load and serve until killed. Returns an exit code only when the load failed."""
     sys.path.append(wanted["import_path"])
@@ -162,6 +176,7 @@ def serve(wanted: Parameters) -> int:
     except RuntimeError as error:
         sys.stderr.write(f"modeld: load failed: {error}\n")
         return EXIT_LOAD_FAILED
+    quieten()
     os.write(out, READY.encode() + b"\n")
     while True:  # default action of TERM ends us; the engine's own slow farewell never runs
         signal.pause()
