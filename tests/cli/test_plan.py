@@ -34,6 +34,7 @@ def answer(*models: dict[str, Any], named: bool = True, fits: bool = True, toget
 @pytest.fixture
 def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Plan:
     """plan(words..., given=answer or error): exit code, output, error lines. A models folder with two models lies in tmp_path."""
+    monkeypatch.delenv("MODELD_TEST_STARTER", raising=False)  # no setting of ours, and so a mistake in the settings
     make_gguf(tmp_path / "models" / "a.gguf")
     make_gguf(tmp_path / "models" / "b.gguf")
     settings: dict[str, Any] = {
