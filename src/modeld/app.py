@@ -47,6 +47,7 @@ from modeld.runtime.driver import Driver
 from modeld.runtime.feed import Feed
 from modeld.runtime.hostmemory import held_mb, read_host_memory
 from modeld.runtime.meter import Meter
+from modeld.runtime.probe import Prober
 from modeld.runtime.store import Store
 from modeld.runtime.supervisor import Supervisor
 from modeld.runtime.trace import TraceWriter
@@ -261,7 +262,9 @@ class Daemon:
         if not isinstance(self._adapter, ExternalAdapter):  # the memory of a server that runs elsewhere is not ours
             self._store = Store(settings.state_dir / FOOTPRINTS, f"{engine.build} on {', '.join(engine.devices)}")
         keep = None if self._store is None else self._store.remember
-        self._supervisor = supervisor = Supervisor(self._adapter, post, keep=keep, meter=Meter(post))
+        # Another build of llama.cpp than the one that serves would answer for itself.
+        prober = Prober(settings.runtime_dir / "probe") if isinstance(self._adapter, EmbeddedAdapter) else None
+        self._supervisor = supervisor = Supervisor(self._adapter, post, prober=prober, keep=keep, meter=Meter(post))
         self._driver.attach(supervisor)
         if self._store is not None:
             post(await self._store.open())
