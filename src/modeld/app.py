@@ -35,7 +35,7 @@ from modeld.config import Loaded, Settings
 from modeld.core.budget import Budget, DeviceFacts, resolve, seen
 from modeld.core.footprint import DeviceMemory
 from modeld.core.messages import LoadRequested, MemorySeen, ModelTableReplaced, SettingsReplaced, ShutdownRequested
-from modeld.core.model import HOST, LOCAL, DeviceId, Limits, ModelSpec
+from modeld.core.model import HOST, DeviceId, Limits, ModelSpec
 from modeld.core.scheduler import Scheduler
 from modeld.errors import ConfigError, Draining, InvariantError, ModeldError, UnknownModel, UpstreamUnreachable
 from modeld.runtime.adapters.choice import choose
@@ -45,7 +45,7 @@ from modeld.runtime.adapters.interface import Adapter, EngineInfo
 from modeld.runtime.background import in_background
 from modeld.runtime.driver import Driver
 from modeld.runtime.feed import Feed
-from modeld.runtime.hostmemory import mapped_mb, read_host_memory
+from modeld.runtime.hostmemory import held_mb, read_host_memory
 from modeld.runtime.meter import Meter
 from modeld.runtime.probe import Prober
 from modeld.runtime.store import Store
@@ -293,15 +293,10 @@ class Daemon:
             await asyncio.sleep(MEMORY_SECONDS)
 
     async def _look_at_memory(self) -> dict[DeviceId, DeviceMemory]:
-        """Host memory. What the ledger holds of it is ours: what was measured, and until then what was reserved."""
-        now = self._driver.snapshot(estimates=False)
-        pool = LOCAL if self._budget.one_pool else HOST
-        ours_mb = sum(view.used_mb for view in now.devices if view.id == pool)
-        pids = [view.pid for view in now.instances if view.pid is not None] if self._budget.one_pool else []
-        host, mapped = await in_background(lambda: (read_host_memory(), mapped_mb(pids)), name="memory")
-        if not host.total_mb:
-            return {}
-        return seen(self._budget, {}, DeviceMemory(host.total_mb, max(0, host.free_mb - mapped), ours_mb))
+        """Host memory: what is there, what is free, and what our children hold of it just now, whatever was booked for them."""
+        pids = [view.pid for view in self._driver.snapshot(estimates=False).instances if view.pid is not None]
+        host, ours_mb = await in_background(lambda: (read_host_memory(), held_mb(pids)), name="memory")
+        return seen(self._budget, {}, DeviceMemory(host.total_mb, host.free_mb, ours_mb)) if host.total_mb else {}
 
     async def _watch(self) -> None:
         """The file system cannot tell us of changes on every mount: look again and again."""

@@ -61,14 +61,14 @@ def test_the_memory_of_devices_and_what_was_given_up() -> None:
         {
             "id": "local/CUDA0",
             "budget_mb": 1600,
-            "total_mb": 1600,
+            "total_mb": 9000,
             "used_mb": 651,
             "room_mb": 1500,
             "free_mb": 849,
             "committed_mb": 500,
             "reserved_mb": 150,
             "releasing_mb": 1,
-            "foreign_mb": 100,
+            "foreign_mb": 7500,
         },
         {"id": "local/host", "budget_mb": 0, "total_mb": 0, "used_mb": 7, "room_mb": None, "free_mb": None, "foreign_mb": 0},
         {"id": "of an older daemon", "budget_mb": 5, "used_mb": 1},
@@ -81,14 +81,14 @@ def test_the_memory_of_devices_and_what_was_given_up() -> None:
         "a.gguf is degraded: llama_ctx 8192 -> 4096, x\ufffd[2J",
         "",
         "DEVICE       MEMORY                            USED  FREE  OTHERS  BUDGET",
-        "local/CUDA0  ██████████▓▓▓▒░░················   651  849      100  1600",
+        "local/CUDA0  ██████████▓▓▓▒░░················   651  849     7500  1600",
         "local/host   -                                    7  -          0  none",
-        "(█ loaded, ▓ loading, ▒ coming back, ░ others; MiB)",
+        "(█ loaded, ▓ loading, ▒ coming back, ░ margin and others; MiB)",
     ]
 
 
 def test_a_bar_is_never_longer_than_its_device() -> None:
-    full = {"committed_mb": 900, "reserved_mb": 900, "foreign_mb": 1}
+    full = {"committed_mb": 900, "reserved_mb": 900, "barred_mb": 1}
     assert bar(full, 1000) == "█" * 29 + "▓" * 3
     assert (bar({}, 1000), bar(full, 0)) == ("·" * 32, "-")
 

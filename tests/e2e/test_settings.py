@@ -39,7 +39,7 @@ def test_pins_that_do_not_fit_together_end_the_start_with_their_sum(tmp_path: Pa
 def test_pins_that_fit_are_no_mistake_and_unavailable_ones_take_nothing(tmp_path: Path, starter: Path):
     models = link_models(tmp_path / "models", starter, "a.gguf", "b.gguf")
     (models / "broken.gguf").write_bytes(b"GGUF")
-    pins = {"a": {"pinned": True, "vram_mb": 208}, "b": {"pinned": True, "vram_mb": 300}, "broken": {"pinned": True}}
-    with running(tmp_path, models, "--config", write(tmp_path, 508, pins)) as one:
+    pins = {"a": {"pinned": True, "vram_mb": 400}, "b": {"pinned": True, "vram_mb": 500}, "broken": {"pinned": True}}
+    with running(tmp_path, models, "--config", write(tmp_path, 900, pins)) as one:
         assert one.infer("a.gguf").status == 200
         assert one.infer("b.gguf").status == 200

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from modeld.runtime import hostmemory
-from modeld.runtime.hostmemory import HostMemory, mapped_mb, read_host_memory
+from modeld.runtime.hostmemory import HostMemory, held_mb, read_host_memory
 
 GIB = 1 << 30
 
@@ -63,12 +63,12 @@ def test_without_proc_the_system_is_asked(tmp_path: Path, monkeypatch: pytest.Mo
     assert read_host_memory(tmp_path, tmp_path) == HostMemory(0, 0)
 
 
-def test_what_processes_have_mapped(tmp_path: Path) -> None:
-    for pid, kb in ((7, 2048), (8, 1 << 20)):
+def test_what_processes_hold(tmp_path: Path) -> None:
+    for pid, kb in ((7, 1024), (8, 1 << 20)):
         (tmp_path / str(pid)).mkdir()
-        (tmp_path / str(pid) / "status").write_text(f"Name:\tx\nRssAnon:\t  99 kB\nRssFile:\t  {kb} kB\n")
-    assert mapped_mb([7, 8, 9], tmp_path) == 2 + 1024
-    assert mapped_mb([os.getpid()]) > 0
+        (tmp_path / str(pid) / "status").write_text(f"Name:\tx\nRssAnon:\t  {kb} kB\nRssFile:\t  77777777 kB\nRssShmem:\t 1024 kB\n")
+    assert held_mb([7, 8, 9], tmp_path) == 2 + 1025
+    assert held_mb([os.getpid()]) > 0
 
 
 def test_this_machine_has_memory() -> None:

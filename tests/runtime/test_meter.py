@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Coroutine, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from modeld.core.footprint import Footprint, When
 from modeld.core.messages import Event, FootprintMeasured
-from modeld.core.model import InstanceId, MemoryShape, ModelId, ModelSpec
+from modeld.core.model import Companion, InstanceId, MemoryShape, ModelId, ModelSpec
 from modeld.runtime import meter as module
 from modeld.runtime.adapters.interface import Served
 from modeld.runtime.loadlines import MIB, Reported
@@ -28,6 +29,12 @@ ON_DEVICE = Reported(
 
 def test_on_the_cpu_the_weights_in_the_file_count_once_beside_what_the_process_holds():
     assert footprint(SPEC, ON_CPU, None, 131 * MIB) == Footprint({}, 231 * MIB, complete=True, reported_bytes=210 * MIB)
+
+
+def test_a_draft_models_weights_lie_in_a_file_too():
+    drafted = replace(SPEC, draft=Companion("/d", 50 * MIB, MemoryShape(40 * MIB)))
+    assert footprint(drafted, ON_CPU, None, 131 * MIB).host_bytes == (231 + 40) * MIB
+    assert footprint(replace(drafted, draft=Companion("/d", 50 * MIB)), ON_CPU, None, 131 * MIB).host_bytes == (231 + 50) * MIB
 
 
 def test_buffers_count_before_a_page_of_them_was_touched():

@@ -20,7 +20,7 @@ FILLS = (
     ("committed_mb", "█", "loaded"),
     ("reserved_mb", "▓", "loading"),
     ("releasing_mb", "▒", "coming back"),
-    ("foreign_mb", "░", "others"),
+    ("barred_mb", "░", "margin and others"),
 )
 """What fills the bar of a device, from left to right."""
 LINE_HEAD = ("WAITING FOR", "REQUESTS", "CLASSES", "OLDEST", "ROOM", "ESTIMATE")
@@ -136,7 +136,9 @@ def _degraded(item: dict[str, Any]) -> str:
 def _device(item: dict[str, Any]) -> list[object]:
     budget, free = _number(item, "budget_mb"), item.get("free_mb")
     numbers = [_number(item, "used_mb"), free if isinstance(free, int) else "-", _number(item, "foreign_mb"), budget or "none"]
-    return [item.get("id"), bar(item, max(budget, _number(item, "total_mb"))), *numbers]
+    room = item.get("room_mb")
+    barred = {"barred_mb": max(0, budget - room) if isinstance(room, int) and budget else 0}
+    return [item.get("id"), bar(item | barred, budget or _number(item, "total_mb")), *numbers]
 
 
 def bar(item: dict[str, Any], whole_mb: int) -> str:

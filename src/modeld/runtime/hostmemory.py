@@ -44,9 +44,13 @@ def read_host_memory(proc: Path = PROC, cgroup: Path = CGROUP) -> HostMemory:
     return HostMemory(total >> 20, min(free, total) >> 20)
 
 
-def mapped_mb(pids: Iterable[int], proc: Path = PROC) -> int:
-    """MiB of files that these processes have in memory: free for the kernel, but weights of a model that runs. 0 of one that ended."""
-    return sum(_numbers(proc / str(pid) / "status").get("RssFile", 0) for pid in pids) >> 10
+def held_mb(pids: Iterable[int], proc: Path = PROC) -> int:
+    """MiB of main memory that is not free because of these processes: anonymous and shared. Files they have mapped count as free, as above.
+
+    A process that has ended holds nothing.
+    """
+    status = [_numbers(proc / str(pid) / "status") for pid in pids]
+    return sum(one.get("RssAnon", 0) + one.get("RssShmem", 0) for one in status) >> 10
 
 
 def _groups(proc: Path, cgroup: Path) -> Iterator[Path]:

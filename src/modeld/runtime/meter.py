@@ -124,8 +124,9 @@ def footprint(spec: ModelSpec, reported: Reported | None, devices: Mapping[str, 
 
 
 def _mapped_bytes(spec: ModelSpec, reported: Reported) -> int:
-    """Weights that lie in the mapped file: those that are in no buffer. A token table that is the output head, too, is in both."""
-    weights = spec.memory.weights_bytes or spec.size_bytes
+    """Weights that lie in mapped files, a draft model's too: those in no buffer. A token table that is the output head is in both."""
+    loaded = [(spec.memory, spec.size_bytes), *([(spec.draft.memory, spec.draft.size_bytes)] if spec.draft is not None else [])]
+    weights = sum(memory.weights_bytes or size_bytes for memory, size_bytes in loaded)
     in_buffers = reported.weights_bytes()
-    copied = min(in_buffers, spec.memory.tied_bytes) if reported.device_bytes() else 0
+    copied = min(in_buffers, sum(memory.tied_bytes for memory, _ in loaded)) if reported.device_bytes() else 0
     return max(0, weights - (in_buffers - copied))
