@@ -35,7 +35,7 @@ from modeld.config import Loaded, Settings
 from modeld.core.budget import Budget, DeviceFacts, resolve, seen
 from modeld.core.footprint import DeviceMemory
 from modeld.core.messages import LoadRequested, MemorySeen, ModelTableReplaced, SettingsReplaced, ShutdownRequested
-from modeld.core.model import HOST, LOCAL, DeviceId, ModelSpec
+from modeld.core.model import HOST, LOCAL, DeviceId, Limits, ModelSpec
 from modeld.core.scheduler import Scheduler
 from modeld.errors import ConfigError, Draining, InvariantError, ModeldError, UnknownModel, UpstreamUnreachable
 from modeld.runtime.adapters.choice import choose
@@ -46,6 +46,9 @@ from modeld.runtime.background import in_background
 from modeld.runtime.driver import Driver
 from modeld.runtime.feed import Feed
 from modeld.runtime.hostmemory import mapped_mb, read_host_memory
+from modeld.runtime.meter import Meter
+from modeld.runtime.probe import Prober
+from modeld.runtime.store import Store
 from modeld.runtime.supervisor import Supervisor
 from modeld.runtime.trace import TraceWriter
 
@@ -58,6 +61,7 @@ EXIT_INTERNAL: Final = 70
 
 HEADER_CACHE: Final = "headers-{folder:08x}.json"
 """One for each models folder that this state folder has seen."""
+FOOTPRINTS: Final = "footprints.sqlite"
 MEMORY_SECONDS: Final = 2.0
 """How often the machine's memory is looked at while a budget depends on it: it tells nobody when another program takes some."""
 LAST_SECONDS: Final = 0.5
@@ -102,6 +106,42 @@ def _fetch(models_dir: Path) -> None:
         display.close()
 
 
+async def choose_engine(settings: Settings) -> tuple[Adapter, EngineInfo]:
+    """The engine that the settings ask for. Raises ConfigError."""
+    return await choose(
+        adapter=settings.adapter,
+        llama_bin=settings.llama_bin,
+        llama_url=settings.llama_url,
+        llama_api_key=settings.llama_api_key,
+        runtime_dir=settings.runtime_dir,
+        stop_grace=settings.stop_grace,
+    )
+
+
+async def find_budget(settings: Settings, adapter: Adapter) -> Budget:
+    """What follows from the settings for the devices that the engine has. Raises ConfigError for a device that is not there."""
+    host = await in_background(read_host_memory, name="memory")
+    return resolve(settings.budget_wish(), await _device_facts(adapter), host.total_mb)
+
+
+async def _device_facts(adapter: Adapter) -> tuple[DeviceFacts, ...] | None:
+    """The devices beside the CPU, as the engine names them; None = it does not say. What they have is not known yet: no limit."""
+    found = await adapter.devices() if isinstance(adapter, EmbeddedAdapter) else None
+    if found is None:
+        return None
+    return tuple(DeviceFacts(one.name, one.name, 0, one.kind == "IGPU") for one in found if one.kind in ("GPU", "IGPU"))
+
+
+async def find_limits(settings: Settings) -> Limits:
+    """What a daemon with these settings would decide by on this machine. Raises ConfigError."""
+    adapter, _ = await choose_engine(settings)
+    try:
+        budget = Budget() if isinstance(adapter, ExternalAdapter) else await find_budget(settings, adapter)
+        return budget.put_into(settings.limits())
+    finally:
+        await adapter.close()
+
+
 class Daemon:
     """One run of the service."""
 
@@ -114,6 +154,7 @@ class Daemon:
         self._engine: EngineInfo | None = None
         self._adapter: Adapter | None = None
         self._supervisor: Supervisor | None = None
+        self._store: Store | None = None
         self._budget = Budget()
         self._stop = asyncio.Event()
         self._first_look: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -202,19 +243,14 @@ class Daemon:
         try:
             await self._serve_models()
         finally:
+            if self._store is not None:
+                await self._store.close()
             if self._adapter is not None:
                 await self._adapter.close()
 
     async def _serve_models(self) -> None:
         settings = self._settings
-        self._adapter, self._engine = await choose(
-            adapter=settings.adapter,
-            llama_bin=settings.llama_bin,
-            llama_url=settings.llama_url,
-            llama_api_key=settings.llama_api_key,
-            runtime_dir=settings.runtime_dir,
-            stop_grace=settings.stop_grace,
-        )
+        self._adapter, self._engine = await choose_engine(settings)
         engine = self._engine
         log.info("engine: %s, %s%s", engine.adapter, engine.build, f", on {', '.join(engine.devices)}" if engine.devices else "")
         if engine.warning:
@@ -222,8 +258,16 @@ class Daemon:
             self._notes = (engine.warning,)
         if isinstance(self._adapter, EmbeddedAdapter) and (named := settings.models_with_extra_args()):
             raise ConfigError(f"llama_extra_args ({named}) need a llama-server binary: set llama_bin, or leave them out")
-        self._supervisor = supervisor = Supervisor(self._adapter, self._driver.post)
+        post = self._driver.post
+        if not isinstance(self._adapter, ExternalAdapter):  # the memory of a server that runs elsewhere is not ours
+            self._store = Store(settings.state_dir / FOOTPRINTS, f"{engine.build} on {', '.join(engine.devices)}")
+        keep = None if self._store is None else self._store.remember
+        # Another build of llama.cpp than the one that serves would answer for itself.
+        prober = Prober(settings.runtime_dir / "probe") if isinstance(self._adapter, EmbeddedAdapter) else None
+        self._supervisor = supervisor = Supervisor(self._adapter, post, prober=prober, keep=keep, meter=Meter(post))
         self._driver.attach(supervisor)
+        if self._store is not None:
+            post(await self._store.open())
         await self._find_budget()
         async with asyncio.TaskGroup() as group:
             group.create_task(supervisor.run(), name="supervisor")
@@ -233,19 +277,14 @@ class Daemon:
 
     async def _find_budget(self) -> None:
         """Before the first model is known: what the ledger may give out. Raises ConfigError for a device that is not there."""
+        assert self._adapter is not None
         if isinstance(self._adapter, ExternalAdapter):
             return  # its memory is not ours
-        host = await in_background(read_host_memory, name="memory")
-        self._budget = budget = resolve(self._settings.budget_wish(), await self._device_facts(), host.total_mb)
+        self._budget = budget = await find_budget(self._settings, self._adapter)
         self._driver.post(SettingsReplaced(budget.put_into(self._settings.limits())))
         for device, budget_mb in budget.budget_mb.items():
             margin_mb = budget.host_margin_mb if device == HOST else budget.margin_mb
             log.info("memory of %s: %s", device, f"{budget_mb} MiB, {margin_mb} of them kept free" if budget_mb else "no budget")
-
-    async def _device_facts(self) -> tuple[DeviceFacts, ...]:
-        """The devices beside the CPU, as the engine names them. What they have is not known yet: then it is no limit."""
-        found = await self._adapter.devices() if isinstance(self._adapter, EmbeddedAdapter) else None
-        return tuple(DeviceFacts(one.name, one.name, 0, one.kind == "IGPU") for one in found or () if one.kind in ("GPU", "IGPU"))
 
     async def _watch_memory(self) -> None:
         """Nobody tells us what other programs take: look again and again."""

@@ -15,6 +15,7 @@ from makegguf import make_gguf
 from modeld.cli import client, run
 from modeld.cli.plan import BAR_CELLS, as_text, device_lines
 from modeld.errors import ModeldError
+from modeld.runtime.hostmemory import read_host_memory
 
 Plan = Callable[..., tuple[int, str, str]]
 
@@ -33,6 +34,7 @@ def answer(*models: dict[str, Any], named: bool = True, fits: bool = True, toget
 @pytest.fixture
 def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Plan:
     """plan(words..., given=answer or error): exit code, output, error lines. A models folder with two models lies in tmp_path."""
+    monkeypatch.delenv("MODELD_TEST_STARTER", raising=False)  # no setting of ours, and so a mistake in the settings
     make_gguf(tmp_path / "models" / "a.gguf")
     make_gguf(tmp_path / "models" / "b.gguf")
     settings: dict[str, Any] = {
@@ -91,6 +93,13 @@ def test_offline_asks_nobody(plan: Plan) -> None:
     told = json.loads(out)
     assert [(one["model_id"], one["verdict"]) for one in told["models"]] == [("a.gguf", "fits"), ("b.gguf", "fits")]
     assert told["together"] == ["a.gguf"]
+
+
+def test_without_a_budget_of_the_operators_it_is_what_the_machine_has(plan: Plan, tmp_path: Path) -> None:
+    settings = json.loads((tmp_path / "c.json").read_text())
+    (tmp_path / "c.json").write_text(json.dumps(settings | {"vram_budget_mb": "auto"}))
+    told = json.loads(plan("--offline", "--json")[1])
+    assert [device["budget_mb"] for device in told["devices"]] == [read_host_memory().total_mb]
 
 
 def test_an_unknown_model_costs_one_line(plan: Plan) -> None:

@@ -8,8 +8,8 @@ import pytest
 from modeld.config.engine_flags import refused_flag
 
 NO_SETTING = (
-    "-ctxcp --ctx-checkpoints -fit -fitt -fitc --fit --fit-target --swa-full -ts --tensor-split -sm --split-mode -mg -dev",
-    "--device -ot --no-mmap --mlock --load-mode -md --model-draft --spec-draft-model --draft-max --lora --lora-scaled",
+    "-fit -fitt -fitc --fit --fit-target --swa-full -ts --tensor-split -sm --split-mode -mg -dev",
+    "--device -ot --no-mmap --mlock --load-mode --draft-max --spec-draft-n-max --lora-scaled",
     "--control-vector --mmproj -mm --no-mmproj -hf --hf-repo --hf-file -hft --api-key --api-key-file --alias -a --log-file",
     "--log-disable --ssl-key-file --models-dir --models-max --no-models-autoload --path --api-prefix --slot-save-path",
     "--sleep-idle-seconds --tools --agent --mcp-servers-json --media-path --lookup-cache-dynamic --props --no-slots",
@@ -32,6 +32,9 @@ NO_SETTING = (
         ("-fa --flash-attn --flash_attn", "llama_flash_attn"),
         ("-t --threads", "llama_threads"),
         ("--host --port --reuse-port", "addr"),
+        ("-ctxcp --ctx-checkpoints", "llama_ctx_checkpoints"),
+        ("--lora", "lora (of one model)"),
+        ("-md --model-draft --spec-draft-model", "draft (of one model)"),
         ("-m --model -mu --model-url", "models_dir"),
     ],
 )

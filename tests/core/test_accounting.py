@@ -242,12 +242,28 @@ def test_a_launch_that_took_less_than_an_earlier_one_is_still_booked_with_the_ma
 
 
 def test_a_launch_that_came_through_settles_what_it_ran_out_with() -> None:
-    """The bound was a guess: what was measured is what it takes. Else each bad moment would raise it for good."""
+    """The bound was a guess: what was measured after a request is what it takes. Else each bad moment would raise it for good."""
     plain = sized("a", 40)
     play = loaded(Play([plain], budget=500).at(0, remembered(plain, 77, least_bytes=150 * MIB)), "a")
-    assert play.instance("a").devices_mb == {LOCAL: 150}
     play.at(1, took(1, "a", 77))
+    assert (play.instance("a").devices_mb, figure(play)) == ({LOCAL: 150}, (150, Source.LEARNED))  # it may have run out later than this
+    play.at(2, took(1, "a", 77, when=When.FIRST))
     assert (play.instance("a").devices_mb, figure(play)) == ({LOCAL: 77}, (77, Source.LEARNED))
+
+
+def test_what_could_not_be_read_in_full_settles_nothing() -> None:
+    plain = sized("a", 40)
+    play = loaded(Play([plain], budget=500).at(0, remembered(plain, 77, least_bytes=150 * MIB)), "a").at(1, took(1, "a", 77))
+    play.at(2, took(1, "a", 60, when=When.FIRST, complete=False))
+    assert figure(play) == (150, Source.LEARNED)
+
+
+def test_a_declared_figure_that_was_too_low_is_not_believed_again() -> None:
+    """It ran out of memory with that, and came through with more: what it took then is the least from now on."""
+    declared = replace(sized("a", 40), vram_mb=90)
+    play = loaded(Play([declared], budget=500).at(0, remembered(declared, 77, least_bytes=150 * MIB)), "a")
+    play.at(1, took(1, "a", 130, when=When.FIRST))
+    assert figure(play) == (130, Source.LEARNED)
 
 
 def test_the_same_model_on_another_device_is_not_learned_twice() -> None:

@@ -21,7 +21,7 @@ def test_without_a_device_of_its_own_memory_everything_is_one_pool() -> None:
     for devices in ([], [SHARED]):
         found = resolve(Wish(), devices, 16_000)
         assert (found.budget_mb, found.one_pool, found.margin_mb) == ({LOCAL: 16_000}, True, 800)
-        assert resolve(Wish(4_000), devices, 16_000) == Budget({LOCAL: 4_000}, names=found.names)
+        assert resolve(Wish(4_000), devices, 16_000) == Budget({LOCAL: 4_000}, names=found.names, cpu_only=found.cpu_only)
     assert resolve(Wish(), [SHARED], 16_000).names == {LOCAL: ("Vulkan0",)}
 
 
@@ -58,7 +58,7 @@ def test_unlimited_is_unlimited() -> None:
 
 
 def test_a_total_that_is_unknown_is_no_limit() -> None:
-    assert resolve(Wish(), [], 0) == Budget({LOCAL: 0}, names={LOCAL: ()})
+    assert resolve(Wish(), [], 0) == Budget({LOCAL: 0}, names={LOCAL: ()}, cpu_only=True)
     unknown = DeviceFacts("x", "CUDA0", 0)
     assert resolve(Wish(), [unknown], 0).budget_mb == {LOCAL: 0}
 

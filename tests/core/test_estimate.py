@@ -6,7 +6,18 @@ from dataclasses import replace
 import pytest
 
 from modeld.core.estimate import MIB, embedding_bytes, need
-from modeld.core.model import AttentionLayers, FlashAttention, LaunchOptions, MemoryShape, ModelId, ModelKind, ModelSpec
+from modeld.core.model import (
+    AttentionLayers,
+    Companion,
+    FlashAttention,
+    KvType,
+    LaunchOptions,
+    MemoryShape,
+    ModelId,
+    ModelKind,
+    ModelSpec,
+    RecurrentLayers,
+)
 
 SMOLLM2 = ModelSpec(
     id=ModelId("starter.gguf"),
@@ -40,6 +51,29 @@ def test_an_attached_projector_counts():
     sighted = replace(SMOLLM2, mmproj="/mmproj.gguf", mmproj_bytes=900 * MIB)
     assert need(sighted).total_mb == need(SMOLLM2).total_mb + 900
     assert "projector" in [part.name for part in need(sighted).parts]
+
+
+def test_what_stands_beside_a_model_counts_with_a_context_of_its_own():
+    shape = MemoryShape(100 * MIB, attention=(AttentionLayers(10, 512, 512),), value_elements_max=512)
+    drafted = replace(SMOLLM2, draft=Companion("/d", 100 * MIB, shape), lora=(Companion("/l", 3 * MIB), Companion("/m", 4 * MIB)))
+    parts = {part.name: part.bytes for part in need(drafted).parts}
+    assert parts["lora"] == 7 * MIB
+    context = 8192 * 10 * 1024 * 2
+    assert parts["draft model"] == 100 * MIB + context + 32 * MIB + 5 * MIB
+    small = replace(drafted, options=replace(drafted.options, kv_type=KvType.Q8_0))
+    assert {part.name: part.bytes for part in need(small).parts}["draft model"] == parts["draft model"]
+    assert need(drafted).total_mb - need(SMOLLM2).total_mb in range(144 + 160, 144 + 160 + 2)
+
+
+def test_context_checkpoints_are_what_a_slot_looks_back_on_and_host_memory():
+    windowed = MemoryShape(attention=(AttentionLayers(5, 512, 512, window=512), AttentionLayers(5, 512, 512)), value_elements_max=512)
+    recurrent = replace(windowed, recurrent=(RecurrentLayers(2, 1 << 18, 1 << 20),))
+    for shape, one in ((windowed, 5 * 1024 * 2048), (recurrent, 5 * 1024 * 2048 + 2 * 5 * MIB)):
+        spec = replace(SMOLLM2, memory=shape, options=replace(SMOLLM2.options, ctx_checkpoints=3))
+        [part] = [part for part in need(spec, one_pool=False).parts if part.name == "context checkpoints"]
+        assert (part.bytes, part.on_host) == (3 * 4 * one, True)
+    full = replace(SMOLLM2, options=replace(SMOLLM2.options, ctx_checkpoints=3))
+    assert need(full).total_mb == need(SMOLLM2).total_mb  # nothing is kept where all is in the cache
 
 
 def test_a_declared_figure_wins_and_what_is_not_ours_costs_nothing():

@@ -12,6 +12,7 @@ from modeld.core.messages import (
     InstanceExited,
     InstanceFailed,
     InstanceReady,
+    LeaseFailed,
     LeaseReleased,
     LoadRequested,
     MemoryFreed,
@@ -123,6 +124,18 @@ def test_only_the_device_that_is_short_is_relieved() -> None:
     play.at(1, took(1 if beside == "a" else 2, beside, 90)).gives(f"remember header of {beside}", "stop 3/c evicted, memory is short")
 
 
+def test_a_device_that_cannot_be_relieved_costs_nobody_on_another_one() -> None:
+    """On CUDA0 nobody could go. On CUDA1 the deficit is covered by one of two."""
+    models = [replace(spec("a", 160, header_hash="header of a"), split=True), *idle("b", "c", mb=12)]
+    play = Play(models, budget_mb={GPU0: 50, GPU1: 150}, one_pool=False)
+    loaded(play, "a").at(0, arrive("r1", "a"))
+    assert set(play.instance("a").devices_mb) == {GPU0, GPU1}
+    loaded(play, "b", "c")
+    assert [set(play.instance(name).devices_mb) for name in "bc"] == [{GPU1}, {GPU1}]
+    play.at(1, FootprintMeasured(i(1, "a"), Footprint({"CUDA0": 60 * MIB, "CUDA1": 130 * MIB}), When.READY))
+    play.gives("remember header of a", "stop 2/b evicted, memory is short")
+
+
 def test_a_lower_budget_ends_idle_ones_until_it_is_kept() -> None:
     play = loaded(Play(idle("a", "b", "c"), budget=150), "a", "b", "c")
     play.at(1, arrive("r1", "a")).at(2, SettingsReplaced(replace(play.limits, budget_mb={LOCAL: 110})))
@@ -200,7 +213,15 @@ def test_what_it_asked_for_says_more_than_a_guess() -> None:
     play = Play([sized("a", 40)], budget=500).at(0, arrive("r1", "a"))
     play.at(1, FootprintMeasured(i(1, "a"), Footprint({}, 90 * MIB, complete=False), When.READY)).gives()
     play.at(2, *oom(1, "a", asked=160)).gives("remember header of a", "start 2/a")
-    assert play.instance("a").devices_mb == {LOCAL: 250}
+    assert play.instance("a").devices_mb == {LOCAL: 313}  # and a quarter
+
+
+def test_what_it_held_already_is_less_than_it_takes() -> None:
+    """It had taken more than was kept for it when it ran out: the second try gets more than that."""
+    play = Play([sized("a", 40)], budget=500).at(0, arrive("r1", "a"))
+    play.at(1, FootprintMeasured(i(1, "a"), Footprint({}, 140 * MIB, complete=False), When.READY)).gives()
+    play.at(2, *oom(1, "a")).gives("remember header of a", "start 2/a")
+    assert play.instance("a").devices_mb == {LOCAL: 175}
 
 
 def test_room_for_it_is_made_from_idle_others_the_deficit_only() -> None:
@@ -321,3 +342,25 @@ def test_pinned_models_are_never_in_the_way_of_their_own_second_try() -> None:
     play = Play([sized("a", 40)], budget=130).at(0, PinChanged(A, True), LoadRequested(A)).gives("start 1/a")
     play.at(1, *oom(1, "a")).gives("remember header of a", "start 2/a")
     assert play.instance("a").devices_mb == {LOCAL: 130}
+
+
+# --- it ran out of memory while it served -----------------------------------------------------------------------------
+
+
+def test_one_that_dies_of_its_first_request_gets_more_the_next_time() -> None:
+    """Nothing of what it wanted was ever measured: else it would be started with too little again and again, beside idle others."""
+    play = loaded(Play([*idle("b"), sized("a", 40)], budget=170), "b", "a")
+    play.at(1, took(2, "a", 100)).gives("remember header of a").at(2, arrive("r1", "a")).gives("grant r1 2/a")
+    play.at(3, LeaseFailed(r("r1"), True), InstanceExited(i(2, "a"), code=-6, ran_out=True), MemoryFreed(i(2, "a")))
+    play.gives("remember header of a", "stop 1/b evicted for a").at(4, *gone(1, "b")).gives("start 3/a")
+    assert play.instance("a").devices_mb == {LOCAL: 125}
+    play.at(5, InstanceReady(i(3, "a")), took(3, "a", 100)).gives("grant r1 3/a", "remember header of a")
+    assert play.instance("a").devices_mb == {LOCAL: 125}  # what it wants with a request is still to come
+    play.at(6, took(3, "a", 110, when=When.FIRST)).gives("remember header of a")
+    assert play.instance("a").devices_mb == {LOCAL: 110}
+
+
+def test_one_that_dies_of_something_else_is_booked_as_before() -> None:
+    play = loaded(Play([sized("a", 40)], budget=500), "a").at(1, took(1, "a", 100))
+    play.at(2, InstanceExited(i(1, "a"), code=-11), MemoryFreed(i(1, "a"))).at(9, arrive("r1", "a")).gives("start 2/a")
+    assert play.instance("a").devices_mb == {LOCAL: 100}

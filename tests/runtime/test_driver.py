@@ -112,6 +112,8 @@ class Hands:
         self.driver.post(InstanceExited(instance, code=0))
         self.driver.post(MemoryFreed(instance))
 
+    def used(self, instance: InstanceId) -> None: ...
+
     def served(self, instance: InstanceId) -> object:
         if instance in self.dies_unseen:
             assert self.driver is not None

@@ -143,6 +143,8 @@ class Slow:
         self.driver.post(InstanceExited(instance, code=0))
         self.driver.post(MemoryFreed(instance))
 
+    def used(self, instance: InstanceId) -> None: ...
+
     def served(self, instance: InstanceId) -> object:
         return instance
 

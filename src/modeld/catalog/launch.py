@@ -55,6 +55,8 @@ class ModelOverride:
     priority: Priority = Priority.NORMAL
     kind: ModelKind | None = None
     degrade: tuple[Degrade, ...] = ()
+    lora: tuple[Path, ...] = ()
+    draft: Path | None = None
 
 
 def resolve_options(

@@ -22,6 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from modeld.catalog.beside import with_companions
 from modeld.catalog.folder import SUFFIX, FoundFile, find_files
 from modeld.catalog.headers import HASH_BYTES, Facts, HeaderCache, printable
 from modeld.catalog.kinds import kind_of, modalities, reads_whole
@@ -160,10 +161,13 @@ class Catalog:
             notes += more
             aliases, more = _claim_aliases(bare, settings)
             notes += more
-            models = {key: finished(spec, heads[key], settings[key], aliases[key], self._cpu_count) for key, spec in bare.items()}
-            if note := self._headers.keep({file.path for file in files}):
+            models = {key: self._whole(spec, heads[key], settings[key], aliases[key]) for key, spec in bare.items()}
+            if note := self._headers.keep({*(file.path for file in files), *(path for spec in models.values() for path in spec.files)}):
                 notes.append(note)
             return ModelTable(models, tuple(notes))
+
+    def _whole(self, spec: ModelSpec, head: Facts, override: ModelOverride, aliases: tuple[str, ...]) -> ModelSpec:
+        return with_companions(finished(spec, head, override, aliases, self._cpu_count), override.lora, override.draft, self._headers)
 
     def _facts(self, file: FoundFile) -> Facts:
         if file.problem or file.status is None:

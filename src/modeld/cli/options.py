@@ -9,9 +9,10 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from modeld.config.declaration import Setting
 from modeld.config.describe import default_text
 from modeld.config.load import Loaded, flag_values, load, parse_flag
-from modeld.config.settings import GROUPS, TABLE, Setting
+from modeld.config.settings import GROUPS, TABLE
 from modeld.config.values import ListenAddress
 
 

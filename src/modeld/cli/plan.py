@@ -47,17 +47,20 @@ def _plan(config: str | None, addr: str | None, as_json: bool, offline: bool, mo
 
 
 def without_daemon(settings: Settings, names: Sequence[str]) -> dict[str, Any]:
-    """The answer of GET /plan of a daemon with these settings that has loaded nothing. Raises UnknownModel."""
+    """The answer of GET /plan of a daemon with these settings that has loaded nothing. Raises UnknownModel, ConfigError."""
+    import asyncio
+
     import msgspec
 
     from modeld.api.plans import as_plan
+    from modeld.app import find_limits
     from modeld.catalog.models import Catalog
     from modeld.core.scheduler import Scheduler
 
     found = Catalog(settings.models_dir, settings.override_for, None, settings.models).scan()
     for note in found.notes:
         click.echo(f"note: {note}", err=True)
-    scheduler = Scheduler(settings.limits(), found.models)
+    scheduler = Scheduler(asyncio.run(find_limits(settings)), found.models)
     answer: dict[str, Any] = msgspec.to_builtins(as_plan(scheduler.what_if([found.resolve(name) for name in names], 0.0)))
     return answer
 

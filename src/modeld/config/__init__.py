@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-only
 """The only reader of configuration; rule: flags > environment > file > defaults, each setting declared once (`settings.py`).
 
+declaration.py   what a setting is
 settings.py      the declarations: every key with its type, default, group and help
 values.py        what a value may look like; amounts.py those about memory
 files.py         YAML, JSON, TOML -> plain values
@@ -10,8 +11,9 @@ engine_flags.py  what llama_extra_args may not carry
 describe.py      config show, the JSON schema, the reference table
 """
 
+from modeld.config.declaration import Setting
 from modeld.config.load import Loaded, Source, load
-from modeld.config.settings import TABLE, AdapterName, LogFormat, LogLevel, ModelSettings, Setting, Settings
+from modeld.config.settings import TABLE, AdapterName, LogFormat, LogLevel, ModelSettings, Settings
 from modeld.config.values import ListenAddress
 
 __all__ = [

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from modeld.config.declaration import Setting
 from modeld.config.load import SECRET_SHOWN, Loaded, Source
-from modeld.config.settings import GROUPS, MODEL_TABLE, TABLE, Setting
+from modeld.config.settings import GROUPS, MODEL_TABLE, TABLE
 from modeld.config.values import Context
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -52,7 +53,7 @@ def show_data(loaded: Loaded) -> dict[str, Any]:
 
 def _plain(declared: Setting, value: Any) -> Any:
     if isinstance(value, tuple):
-        return list(value)
+        return [str(item) if isinstance(item, Path) else item for item in value]
     if isinstance(value, (bool, int)) and not isinstance(value, str):
         return value
     return shown(declared, value)

@@ -28,16 +28,19 @@ _SETTING_FOR: Mapping[str, str] = {
     "llama_kv_unified": "-kvu --kv-unified -no-kvu --no-kv-unified",
     "addr": "--host --port --reuse-port",
     "cors_allowed_origins": "--cors-origins --cors-methods --cors-headers --cors-credentials --no-cors-credentials",
+    "llama_ctx_checkpoints": "-ctxcp --ctx-checkpoints --swa-checkpoints",
+    "lora (of one model)": "--lora",
+    "draft (of one model)": "-md --model-draft --spec-draft-model",
     "models_dir": "-m --model -mu --model-url -dr --docker-repo",
 }
 
 _REASON_FOR: Mapping[str, str] = {
     _MEMORY: (
-        "-ctxcp --ctx-checkpoints --swa-checkpoints --swa-full -kvo -nkvo --kv-offload --no-kv-offload -ts --tensor-split -sm --split-mode"
+        "--swa-full -kvo -nkvo --kv-offload --no-kv-offload -ts --tensor-split -sm --split-mode"
         " -mg --main-gpu -dev --device -ot --override-tensor -cmoe --cpu-moe -ncmoe --n-cpu-moe -ncffn --n-cpu-ffn --moe-cache-mib"
         " --mmap --no-mmap --mlock -dio -ndio --direct-io --no-direct-io -lm --load-mode -lzm --lazy-mode --no-host"
         " -nr --repack --no-repack"
-        " --op-offload --no-op-offload --rpc --override-kv -md -mv --model-draft --model-vocoder -ngld -ctkd -ctvd -devd -cd -otd -cmoed"
+        " --op-offload --no-op-offload --rpc --override-kv -mv --model-vocoder -ngld -ctkd -ctvd -devd -cd -otd -cmoed"
         " -ncmoed --ctx-size-draft --gpu-layers-draft --n-gpu-layers-draft --device-draft --cache-type-k-draft --cache-type-v-draft"
         " --override-tensor-draft --cpu-moe-draft --n-cpu-moe-draft --dflash --eagle3 --mtp --nextn -mm -mmu -mmdev"
         " --mtmd-batch-max-tokens --image-max-tokens -gan -gaw --grp-attn-n --grp-attn-w -bs --backend-sampling"

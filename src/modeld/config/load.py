@@ -18,7 +18,8 @@ from typing import Any
 
 from modeld.config import files
 from modeld.config.checks import findings
-from modeld.config.settings import MODEL_TABLE, TABLE, ModelSettings, Setting, Settings, plain_id
+from modeld.config.declaration import Setting
+from modeld.config.settings import MODEL_TABLE, TABLE, ModelSettings, Settings, plain_id
 from modeld.config.values import Context, Unacceptable, nearest, quoted
 from modeld.errors import ConfigError
 

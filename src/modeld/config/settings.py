@@ -15,18 +15,16 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from modeld.config import amounts
 from modeld.config import values as v
+from modeld.config.declaration import Setting, setting
 from modeld.core.budget import Wish
 from modeld.core.model import LOCAL, Degrade, DeviceId, EvictionPolicy, FlashAttention, KvType, Limits, ModelKind, Priority
 
 if TYPE_CHECKING:
     from modeld.catalog.models import ModelOverride
-
-T = TypeVar("T")
-Default = object | Callable[[Mapping[str, str]], object]
 
 LISTEN, MEMORY, LINES, BODIES = "Listening and access", "Models and memory", "Waiting and time limits", "Request bodies"
 ENGINE, LOGS, BROWSER, FOLDERS = "Engine", "Logging", "Browser access (CORS)", "Folders"
@@ -53,53 +51,6 @@ class LogLevel(StrEnum):
 class LogFormat(StrEnum):
     CONSOLE = "console"
     JSON = "json"
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One declaration. `default` is what a user would write, or a function of the environment; `shown` is its text in the docs."""
-
-    key: str
-    kind: v.Kind[Any]
-    default: Default
-    group: str
-    help: str
-    shown: str = ""
-    per_model: bool = False
-    secret: bool = False
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.key.replace("_", "-")
-
-    @property
-    def env(self) -> str:
-        return "MODELD_" + self.key.upper()
-
-    def default_value(self, ctx: v.Context) -> Any:
-        """The default in the given environment. Our own defaults always parse."""
-        raw = self.default(ctx.environ) if callable(self.default) else self.default
-        return self.kind.parse(raw, ctx)
-
-    @property
-    def default_text(self) -> str:
-        """The default as the docs write it."""
-        if self.shown:
-            return self.shown
-        return self.kind.show(self.kind.parse(self.default, v.Context({}, Path("/"), text=False)))
-
-
-def setting(
-    kind: v.Kind[T], default: Default, group: str, text: str, *, shown: str = "", per_model: bool = False, secret: bool = False
-) -> T:
-    """A dataclass field that carries its declaration."""
-    declared = Setting("", kind, default, group, text, shown, per_model, secret)
-
-    def make() -> T:
-        parsed: T = declared.default_value(v.Context(os.environ, Path.cwd(), text=False))
-        return parsed
-
-    return field(default_factory=make, repr=not secret, metadata={"declared": declared})
 
 
 def _xdg(variable: str, fallback: str) -> Callable[[Mapping[str, str]], object]:
@@ -133,6 +84,8 @@ class ModelSettings:
     llama_ctx_checkpoints: int | None = None
     llama_extra_args: tuple[str, ...] = ()
     degrade: tuple[Degrade, ...] = ()
+    lora: tuple[Path, ...] = ()
+    draft: Path | None = None
     aliases: tuple[str, ...] = ()
     vram_mb: int | None = None
     pinned: bool = False
@@ -423,6 +376,8 @@ class Settings:
             priority=own.priority,
             kind=own.kind,
             degrade=self.effective(model_id, "degrade"),
+            lora=own.lora,
+            draft=own.draft,
         )
 
 
@@ -464,6 +419,8 @@ def _model_table() -> Mapping[str, Setting]:
             ENGINE,
             "what it is started for: generate, embed or rerank; auto = by the file's header",
         ),
+        Setting("lora", v.PATHS, (), ENGINE, "adapters (LoRA) that are loaded with it, as GGUF files"),
+        Setting("draft", v.or_none(v.PATH, "none"), "none", ENGINE, "GGUF file of a smaller model that guesses its next tokens"),
         Setting("pinned", v.BOOLEAN, False, MEMORY, "never evict it once it is loaded"),
         Setting("ttl", v.or_none(v.duration(zero=False), "none"), "none", MEMORY, "unload it after so long without a request"),
         Setting("preload", v.BOOLEAN, False, MEMORY, "load it when the daemon starts"),

@@ -326,6 +326,19 @@ def _parse_path(raw: object, ctx: Context) -> Path:
 PATH: Kind[Path] = Kind("path", _parse_path, {"type": "string", "minLength": 1}, is_path=True)
 
 
+def _parse_paths(raw: object, ctx: Context) -> tuple[Path, ...]:
+    return tuple(expand(text, ctx) for text in listing().parse(raw, ctx))
+
+
+PATHS: Kind[tuple[Path, ...]] = Kind(
+    "list",
+    _parse_paths,
+    {"type": "array", "items": {"type": "string", "minLength": 1}},
+    lambda value: json.dumps([str(path) for path in value]),
+    is_list=True,
+)
+
+
 def _parse_program(raw: object, ctx: Context) -> Path:
     text = _parse_text(raw, ctx)
     if "/" in text or text.startswith("~"):

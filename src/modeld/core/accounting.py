@@ -3,7 +3,8 @@
 
 1  A footprint is a high-water mark: it raises what the instance holds, and is what the next launch with the same key is taken to need. It
    lowers what the instance holds where nothing is missing in it, the operator declared no figure and no earlier launch took more. That it
-   ran out of memory once is settled by it: the launch has come through, and this is what it takes.
+   ran out of memory once is settled by the first one after a request: the launch has come through, and this is what it takes, whatever
+   was guessed.
 2  A probe or its failure lets the one model start that waited for it.
 3  What other programs hold shrinks the room, as far as it lasts (foreign.py).
 """
@@ -53,9 +54,11 @@ class Accounting:
             known = self._book.known.learned.get(cost.key) or Learned(instance.model)
             marks = measured.peak(known.footprint)
             loads = known.loads + (event.when is When.READY)
-            said = Learned(instance.model, marks, 0, cost.total_bytes, cost.source, loads, in_short(instance.spec.options))
+            is_settled = event.when is not When.READY and event.footprint.complete
+            least = min(known.least_bytes, marks.total_bytes) if is_settled else known.least_bytes
+            said = Learned(instance.model, marks, least, cost.total_bytes, cost.source, loads, in_short(instance.spec.options))
             self._do.learn(instance, cost.key, said)
-            may_fall = may_fall and marks == measured
+            may_fall = may_fall and marks == measured and (is_settled or not least)
         self._correct(instance, measured, may_fall=may_fall)
 
     def _correct(self, instance: Instance, measured: Footprint, *, may_fall: bool) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
+from dataclasses import replace
 from heapq import heappop, heappush
 
 from modeld.core.breaker import Breaker
@@ -254,6 +255,8 @@ class Book:
         found = self._fitted.get(model)
         if found is None:
             spec = self.models[model]
+            if self.limits.cpu_only and spec.options.ngl:
+                spec = replace(spec, options=replace(spec.options, ngl=0))
             found = fitted(spec, self._could_fit) if spec.options.ctx_max or spec.degrade else spec
             self._fitted[model] = found
         return found

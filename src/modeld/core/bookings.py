@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Mapping
 from dataclasses import replace
-from typing import Final
 
+from modeld.core import shortage
 from modeld.core.book import Alarm, Book
 from modeld.core.changes import InstanceMoved
-from modeld.core.estimate import Need
 from modeld.core.fairness import Running, stuck_at
-from modeld.core.footprint import MIB, Learned, mib
+from modeld.core.footprint import Learned
 from modeld.core.instance import EVICTED, SUSPECT_SECONDS, Instance, LeaseBook
 from modeld.core.lifecycle import Signal, State
 from modeld.core.messages import (
@@ -30,13 +29,10 @@ from modeld.core.messages import (
     StartInstance,
     StopInstance,
 )
-from modeld.core.model import HOST, InstanceId, ModelId, Request, RequestId
+from modeld.core.model import InstanceId, ModelId, Request, RequestId
 from modeld.core.placement import Vector
 from modeld.core.queues import Waiting
 from modeld.errors import Died, ModeldError, OutOfMemory, Unloaded
-
-MORE_AFTER_FAILURE: Final = 1.25
-"""A launch that ran out of memory gets at least so many times what it had, when it is tried again."""
 
 
 class Bookings:
@@ -373,46 +369,28 @@ class Bookings:
                 self.replan = True
 
     def _out_of_memory(self, instance: Instance, error: OutOfMemory) -> OutOfMemory | None:
-        """It takes more than it got: that is remembered, and it is tried once more with room for more. The second time, the error.
-
-        The first time others may have been the reason: when what was booked for it was not there, by the last look at the machine, that
-        says nothing about the model.
-        """
-        book, model = self.book, instance.model
+        """It takes more than it got: that is remembered, and it is tried once more with room for more. The second time, the error."""
+        book, model, cost = self.book, instance.model, instance.cost
         book.out_of_memory_total += 1
-        cost = instance.cost
         if cost is None or not cost.key:
-            return error
-        for device in instance.need_mb:
-            book.foreign.believe(device)
-        free = book.free_mb()
+            return error  # nothing can be remembered of it: the second start would be the first one again
         again = book.second_try.pop(model, None) != instance.spec.fingerprint
-        if not again or all(free.get(device, 0) >= 0 for device in instance.need_mb):
-            known = book.known.learned.get(cost.key) or Learned(model)
-            least = max(known.least_bytes, self._least_bytes(instance, cost, error))
-            self.learn(instance, cost.key, replace(known, least_bytes=least))
+        self._ran_out(instance, error.asked_bytes, others_may_be_why=again)
         if again:
             book.second_try[model] = instance.spec.fingerprint
             return None
-        had_mb = sum(instance.need_mb.values())
-        beside = ", ".join(f"{max(0, mb)} MB of {device}" for device, mb in free.items())
-        text = (
-            f'model "{model}" ran out of memory while it loaded, twice: {had_mb} MB ({cost.source}) were kept for it'
-            + (f", it asked for {mib(error.asked_bytes)} MB at once" if error.asked_bytes else "")
-            + (f", {beside} are free beside that" if beside else "")
-            + "; use a smaller llama_ctx or model, or free memory that other programs hold"
-        )
-        return OutOfMemory(text, detail=error.detail)
+        return shortage.told(book, instance, cost, error)
 
-    def _least_bytes(self, instance: Instance, cost: Need, error: OutOfMemory) -> int:
-        """What it takes at least. The guess is no more than all that it could ever have: a guess alone must not refuse it for good."""
-        guess = int(cost.total_bytes * MORE_AFTER_FAILURE)
-        limits = [limit for device, limit in self.book.capacity(instance.model).items() if device != HOST]
-        if (most := [limit for limit in limits if limit is not None]) and len(most) == len(limits):
-            on_host = max(0, cost.total_bytes - cost.total_mb * MIB)
-            guess = min(guess, (sum(most) if instance.spec.split else max(most)) * MIB + on_host)
-        had = instance.measured.total_bytes if instance.measured is not None else 0
-        return max(guess, error.asked_bytes + had if error.asked_bytes else 0)
+    def _ran_out(self, instance: Instance, asked_bytes: int = 0, *, others_may_be_why: bool) -> None:
+        """What follows from that is known from now on; what others hold by the last look is believed at once."""
+        book, cost = self.book, instance.cost
+        for device in instance.need_mb:
+            book.foreign.believe(device)
+        if cost is None or not cost.key or (others_may_be_why and not shortage.was_there(book, instance)):
+            return
+        known = book.known.learned.get(cost.key) or Learned(instance.model)
+        least = max(known.least_bytes, shortage.least_bytes(book, instance, cost, asked_bytes))
+        self.learn(instance, cost.key, replace(known, least_bytes=least))
 
     def learn(self, instance: Instance, key: str, learned: Learned) -> None:
         """Known from now on, and kept across restarts."""
@@ -422,8 +400,8 @@ class Bookings:
             self.look_for_misfits = self.replan = True
             self.out.append(Remember(key, instance.spec.header_hash, learned=learned))
 
-    def exited(self, instance: Instance, ending: str, now: float) -> None:
-        """Its process has ended; `ending` says how, for people."""
+    def exited(self, instance: Instance, ending: str, now: float, *, ran_out: bool = False) -> None:
+        """Its process has ended; `ending` says how, for people. `ran_out` of memory while it served: the next launch gets more."""
         book = self.book
         was = instance.state
         instance.advance(Signal.EXITED)
@@ -435,6 +413,8 @@ class Bookings:
         elif was in (State.READY, State.DRAINING):
             error = Died(f'the model server of "{instance.model}" ended ({ending}); the next request starts it again')
             book.crashes_total += 1
+            if ran_out:
+                self._ran_out(instance, others_may_be_why=True)
             self._moved(instance, error.message, error)
             self.died(instance, error, now)
         if was is not State.STOPPING:

@@ -54,13 +54,14 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What follows. `budget_mb`, the margins and `one_pool` are those of core.model.Limits; `names` says what stands behind each device."""
+    """What follows. `names` says what stands behind each device of the ledger, the rest is as in core.model.Limits."""
 
     budget_mb: Mapping[DeviceId, int] = field(default_factory=lambda: {LOCAL: 0})
     margin_mb: int = 0
     host_margin_mb: int = 0
     one_pool: bool = True
     names: Mapping[DeviceId, tuple[str, ...]] = field(default_factory=dict)
+    cpu_only: bool = False
 
     @property
     def is_limited(self) -> bool:
@@ -70,22 +71,30 @@ class Budget:
     def put_into(self, limits: Limits) -> Limits:
         """`limits` with this budget."""
         return replace(
-            limits, budget_mb=self.budget_mb, margin_mb=self.margin_mb, host_margin_mb=self.host_margin_mb, one_pool=self.one_pool
+            limits,
+            budget_mb=self.budget_mb,
+            margin_mb=self.margin_mb,
+            host_margin_mb=self.host_margin_mb,
+            one_pool=self.one_pool,
+            cpu_only=self.cpu_only,
         )
 
 
-def resolve(wish: Wish, devices: Sequence[DeviceFacts], host_total_mb: int) -> Budget:
-    """The budget. `host_total_mb` is what this machine, or the group of processes we are in, may use; 0 = unknown.
+def resolve(wish: Wish, devices: Sequence[DeviceFacts] | None, host_total_mb: int) -> Budget:
+    """The budget. `devices` None = nobody knows which there are: as if none had memory of its own.
+
+    `host_total_mb` is what this machine, or the group of processes we are in, may use; 0 = unknown.
 
     A total that is unknown is no limit. Raises ConfigError for a device that is not there.
     """
-    own = [one for one in devices if not one.shares_host]
+    own = [one for one in devices or () if not one.shares_host]
     if isinstance(wish.vram_mb, Mapping):
         _check_names(wish.vram_mb, own)
     if not own:  # 1
         margin = wish.margin_mb or (host_margin_mb(host_total_mb) if wish.vram_mb is None else 0)
         total = host_total_mb if wish.vram_mb is None else _sum(wish.vram_mb)
-        return Budget({LOCAL: total}, margin, names={LOCAL: tuple(one.name for one in devices)})
+        shared = tuple(one.name for one in devices or ())
+        return Budget({LOCAL: total}, margin, cpu_only=devices is not None and not devices, names={LOCAL: shared})
     budget_mb, names = _of_devices(wish.vram_mb, own)
     host_margin = 0
     host_mb = wish.host_mb

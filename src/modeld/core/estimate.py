@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from modeld.core.footprint import MIB, Footprint, Known, Learned, Source, launch_key, mib
-from modeld.core.memory import context_bytes, head_bytes, weights_bytes
-from modeld.core.model import FlashAttention, ModelKind, ModelSpec
+from modeld.core.memory import checkpoint_bytes, context_bytes, head_bytes, weights_bytes
+from modeld.core.model import FlashAttention, KvType, LaunchOptions, ModelKind, ModelSpec
 
 OVERHEAD_MB: Final = 64
 OVERHEAD_SHARE: Final = 0.05
+DRAFT_OVERHEAD_MB: Final = 32
+"""Buffers of a draft model's own context: it shares the process with the model it guesses for."""
 
 EMBEDDING_WIDTH: Final = 18
 """Numbers per token in an encoder's widest step, in embedding lengths: BERT has 9, a gated feed-forward of 4 lengths 17."""
@@ -89,7 +91,29 @@ def _predicted(spec: ModelSpec, known: Known) -> tuple[Part, ...]:
         *([Part("embedding", embedding_bytes(spec))] if spec.kind is not ModelKind.GENERATE else []),
         Part("compute and process", OVERHEAD_MB * MIB + int(spec.size_bytes * OVERHEAD_SHARE)),
         *([Part("prompt cache", spec.options.cache_ram_mb * MIB, on_host=True)] if spec.options.cache_ram_mb else []),
+        *_beside(spec),
     )
+
+
+def _beside(spec: ModelSpec) -> list[Part]:
+    """What is loaded or kept beside the model itself."""
+    options, parts = spec.options, []
+    if spec.lora:
+        parts.append(Part("lora", sum(one.size_bytes for one in spec.lora)))
+    if (draft := spec.draft) is not None:
+        weights = (weights_bytes(draft.memory) or draft.size_bytes) + head_bytes(draft.memory, options)
+        work = DRAFT_OVERHEAD_MB * MIB + int(draft.size_bytes * OVERHEAD_SHARE)
+        parts.append(Part("draft model", weights + context_bytes(draft.memory, draft_options(options)) + work))
+    kept = options.ctx_checkpoints * options.parallel * checkpoint_bytes(spec.memory, options)
+    return [*parts, Part("context checkpoints", kept, on_host=True)] if kept else parts
+
+
+def draft_options(options: LaunchOptions) -> LaunchOptions:
+    """How a draft model is started beside a model with these: the same context and slots, and a cache that is never quantised.
+
+    Seen with llama.cpp b11549: its context has the cells of the model's own, for all slots.
+    """
+    return replace(options, kv_type=KvType.F16)
 
 
 def _learned(parts: tuple[Part, ...], learned: Learned, source: Source, *, one_pool: bool) -> tuple[tuple[Part, ...], Source]:

@@ -46,11 +46,13 @@ class Footprint:
     device_bytes  by llama.cpp's name of the device ("CUDA0"); empty where nothing is on one
     host_bytes    anonymous memory of its process, and its weights in the mapped file
     complete      False: something could not be read, it takes more than this
+    reported_bytes  what of it llama.cpp itself told of; the rest is the process, the driver and what grew
     """
 
     device_bytes: Mapping[str, int] = field(default_factory=dict)
     host_bytes: int = 0
     complete: bool = True
+    reported_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -62,14 +64,19 @@ class Footprint:
             return self
         names = dict.fromkeys([*self.device_bytes, *other.device_bytes])
         device_bytes = {name: max(self.device_bytes.get(name, 0), other.device_bytes.get(name, 0)) for name in names}
-        return Footprint(device_bytes, max(self.host_bytes, other.host_bytes), self.complete or other.complete)
+        return Footprint(device_bytes, *self._higher(other))
 
     def peak(self, other: Footprint | None) -> Footprint:
         """The higher mark of two launches. They may have run on devices of different names: those are never added up."""
         if other is None:
             return self
         larger = max(self, other, key=lambda one: sum(one.device_bytes.values()))
-        return Footprint(larger.device_bytes, max(self.host_bytes, other.host_bytes), self.complete or other.complete)
+        return Footprint(larger.device_bytes, *self._higher(other))
+
+    def _higher(self, other: Footprint) -> tuple[int, bool, int]:
+        """All but the devices."""
+        host_bytes, reported_bytes = max(self.host_bytes, other.host_bytes), max(self.reported_bytes, other.reported_bytes)
+        return host_bytes, self.complete or other.complete, reported_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +166,10 @@ def launch_key(spec: ModelSpec) -> str:
     if not spec.header_hash:
         return ""
     moves = [(name, str(getattr(spec.options, name))) for name in LaunchOptions.__slots__ if name not in _NOT_MEMORY]
-    return _digest(spec.header_hash, spec.kind, spec.pooling, spec.mmproj_bytes if spec.mmproj else 0, *moves)
+    beside = [("lora", one.header_hash or one.size_bytes, one.size_bytes) for one in spec.lora]
+    if spec.draft is not None:
+        beside.append(("draft", spec.draft.header_hash or spec.draft.size_bytes, spec.draft.size_bytes))
+    return _digest(spec.header_hash, spec.kind, spec.pooling, spec.mmproj_bytes if spec.mmproj else 0, *moves, *beside)
 
 
 def probe_key(spec: ModelSpec) -> str:

@@ -7,6 +7,7 @@ llama-kv-cache.cpp, llama-kv-cache-iswa.cpp and llama-memory-recurrent.cpp for t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from modeld.core.model import AttentionLayers, FlashAttention, KvType, LaunchOptions, MemoryShape, RecurrentLayers
@@ -62,6 +63,13 @@ def state_bytes(layers: RecurrentLayers, options: LaunchOptions) -> int:
     """Bytes of the states of these layers, one for each slot, whatever the context."""
     rows = STATE_ELEMENT_BYTES * options.parallel
     return layers.count * (_pad(rows * layers.conv_elements, TENSOR_PADDING) + _pad(rows * layers.state_elements, TENSOR_PADDING))
+
+
+def checkpoint_bytes(shape: MemoryShape, options: LaunchOptions) -> int:
+    """Bytes of one context checkpoint of one slot: the states of the recurrent layers and the cells of the sliding windows."""
+    one = replace(options, parallel=1, kv_unified=True)
+    windows = sum(attention_bytes(layers, shape, one) for layers in shape.attention if layers.window)
+    return windows + sum(state_bytes(layers, one) for layers in shape.recurrent)
 
 
 def flash(shape: MemoryShape, options: LaunchOptions) -> bool:

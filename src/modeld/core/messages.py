@@ -114,11 +114,12 @@ class InstanceSpawned:
 
 @dataclass(frozen=True, slots=True)
 class InstanceExited:
-    """The child is reaped. `code` is its exit code, negative = the signal that ended it."""
+    """The child is reaped. `code` is its exit code, negative = the signal that ended it; `ran_out` = of memory, while it served."""
 
     instance: InstanceId
     code: int | None = None
     reason: str = ""
+    ran_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,6 +194,16 @@ class MemoryShape:
 
 
 @dataclass(frozen=True, slots=True)
+class Companion:
+    """A file that is loaded beside a model: an adapter, or a draft model with its memory."""
+
+    path: str
+    size_bytes: int
+    memory: MemoryShape = MemoryShape()
+    header_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One model of the catalogue. An instance keeps the spec it was started with until it is gone.
 
@@ -217,6 +227,7 @@ class ModelSpec:
     has_chat_template, takes_tools   what its chat template says; format_version is that of the file
     modified_unix  when the newest of its files was last written, seconds since the epoch; 0 = unknown
     degrade        what may be given up, in this order, when it does not fit; `degraded` what was, in words
+    lora           adapters that are loaded with it; `draft` the model that guesses its next tokens, which costs memory of its own
     """
 
     id: ModelId
@@ -257,6 +268,14 @@ class ModelSpec:
     header_hash: str = ""
     degrade: tuple[Degrade, ...] = ()
     degraded: tuple[str, ...] = ()
+    lora: tuple[Companion, ...] = ()
+    draft: Companion | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All that its model server reads."""
+        beside = (*self.lora, *(() if self.draft is None else (self.draft,)))
+        return (*(self.parts or (self.path,)), *(() if self.mmproj is None else (self.mmproj,)), *(one.path for one in beside))
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +309,7 @@ class Limits:
     budget_mb               MiB per device; HOST is host memory, unlimited when it is not named
     margin_mb               MiB kept free on each device, host_margin_mb on HOST
     one_pool                devices have no memory of their own: all that a model takes counts on its device
+    cpu_only                there is no device beside the CPU: no layer is put on one, whatever llama_ngl says
     fairness_wait_seconds   a model whose oldest request has waited so long is due: room is made for it
     turn_max_seconds        longest time for which a due model, once loaded, is safe from other due models; None = fairness_wait
     min_residency_seconds   longest time for which an idle model is kept for its own next request, from others that are not due
@@ -301,6 +321,7 @@ class Limits:
     margin_mb: int = 0
     host_margin_mb: int = 0
     one_pool: bool = True
+    cpu_only: bool = False
     queue_depth_max: int = 32
     wait_max_seconds: float = 30.0
     infer_timeout_seconds: float = 0.0

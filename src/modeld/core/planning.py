@@ -70,8 +70,8 @@ class Planner:
         latest = next(reversed(book.grown), None)
         pool = [one for one in in_order(self._candidates(now)) if one.id != latest and not one.busy and not one.later]
         pool = sorted((one for one in pool if self._may_go(one.id)), key=lambda one: grown.get(one.id, 0))
-        victims = choose(pool, short)
-        for victim in [one for one in pool if not short.keys().isdisjoint(one.frees_mb)] if victims is None else victims:
+        can_come = {device: min(mb, sum(one.frees_mb.get(device, 0) for one in pool)) for device, mb in short.items()}
+        for victim in choose(pool, {device: mb for device, mb in can_come.items() if mb > 0}) or ():
             self._do.stop(book.instances[victim.id], f"{EVICTED}, memory is short", now)
         return Room(book.free_mb(), book.coming_mb())
 

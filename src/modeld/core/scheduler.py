@@ -114,8 +114,8 @@ class Scheduler:
                     do.grant_slots(instance, now)  # before anybody may close it: a load is never in vain
             case InstanceFailed(instance_id, failure):
                 do.load_failed(book.get(instance_id), failure, now)
-            case InstanceExited(instance_id, code, reason):
-                do.exited(book.get(instance_id), _ending(code, reason), now)
+            case InstanceExited(instance_id, code, reason, ran_out):
+                do.exited(book.get(instance_id), _ending(code, reason), now, ran_out=ran_out)
             case MemoryFreed(instance_id):
                 freed = book.get(instance_id)
                 do.freed(freed, now)

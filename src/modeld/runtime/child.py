@@ -74,6 +74,7 @@ class Child:
         cwd: Path,
         first_line: bytes = b"",
         on_stdout: LineFilter | None = None,
+        on_stderr: LineFilter | None = None,
         stop_grace: float = 3.0,
     ) -> None:
         """Spawn. `first_line` is written to standard input; `stop_grace` is the seconds from TERM to KILL. Raises SpawnFailed."""
@@ -97,7 +98,7 @@ class Child:
         self._rest_rounds = 0
         self._log: deque[str] = deque(maxlen=LOG_LINES_MAX)
         self._outputs: list[_Output] = []
-        for pipe, line_filter in ((self._process.stdout, on_stdout), (self._process.stderr, None)):
+        for pipe, line_filter in ((self._process.stdout, on_stdout), (self._process.stderr, on_stderr)):
             if pipe is not None:
                 output = _Output(pipe.fileno(), self._log, line_filter, self._loop.time())
                 self._outputs.append(output)

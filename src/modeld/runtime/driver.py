@@ -67,6 +67,7 @@ class Actor(Protocol):
     def start(self, instance: InstanceId, spec: ModelSpec) -> None: ...
     def probe(self, spec: ModelSpec, key: str) -> None: ...
     def remember(self, what: Remember) -> None: ...
+    def used(self, instance: InstanceId) -> None: ...
     def stop(self, instance: InstanceId, why: str) -> None: ...
     def served(self, instance: InstanceId) -> Served | None: ...
 
@@ -271,8 +272,10 @@ class Driver:
 
     def leave(self, request: RequestId, event: Event) -> None:
         self._pending.pop(request, None)
-        self._leases.pop(request, None)
+        lease = self._leases.pop(request, None)
         self.post(event)
+        if lease is not None and self._actor is not None:
+            self._actor.used(lease.instance)
 
     async def empty(self) -> None:
         """Return when no instance is left. To be asked after the shutdown was requested: nothing starts any more."""

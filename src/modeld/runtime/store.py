@@ -57,6 +57,7 @@ class Store:
         self._now = now
         self._work: queue.SimpleQueue[Remember | None] = queue.SimpleQueue()
         self._told = False
+        self._over = False
         self._ended = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._read: asyncio.Future[FootprintsLearned] = self._loop.create_future()
@@ -92,13 +93,28 @@ class Store:
             self._tell("cannot be read", error)
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
             self._loop.call_soon_threadsafe(self._tell_read, found)
-        while (what := self._work.get()) is not None:
-            if connection is not None:
-                self._write(connection, what)
+        while (batch := self._batch()) is not None:
+            if connection is not None and batch:
+                self._write(connection, batch)
         if connection is not None:
             connection.close()
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _batch(self) -> list[Remember] | None:
+        """What has come by now, at least one; None when nothing comes any more. What came before the end is given out first."""
+        if self._over:
+            return None
+        found: list[Remember] = []
+        what = self._work.get()
+        while what is not None:
+            found.append(what)
+            try:
+                what = self._work.get_nowait()
+            except queue.Empty:
+                return found
+        self._over = True
+        return found
 
     def _tell_read(self, found: FootprintsLearned) -> None:
         if not self._read.done():
@@ -156,14 +172,15 @@ class Store:
                 probes[key] = _PROBE.decode(probe)
         return FootprintsLearned(learned, probes)
 
-    def _write(self, connection: sqlite3.Connection, what: Remember) -> None:
+    def _write(self, connection: sqlite3.Connection, batch: list[Remember]) -> None:
         try:
             connection.execute("BEGIN IMMEDIATE")
-            if what.learned is not None:
-                self._write_launch(connection, what, what.learned)
-            if what.probe is not None:
-                row = (self._setup, what.key, what.header_hash, msgspec.json.encode(what.probe), self._now())
-                connection.execute("INSERT OR REPLACE INTO probes VALUES (?, ?, ?, ?, ?)", row)
+            for what in batch:
+                if what.learned is not None:
+                    self._write_launch(connection, what, what.learned)
+                if what.probe is not None:
+                    row = (self._setup, what.key, what.header_hash, msgspec.json.encode(what.probe), self._now())
+                    connection.execute("INSERT OR REPLACE INTO probes VALUES (?, ?, ?, ?, ?)", row)
             for table in ("launches", "probes"):
                 connection.execute(
                     f"DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM {table} ORDER BY seen DESC LIMIT -1 OFFSET ?)",  # noqa: S608

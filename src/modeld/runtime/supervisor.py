@@ -37,6 +37,7 @@ from modeld.core.messages import (
 from modeld.core.model import InstanceId, ModelId, ModelSpec
 from modeld.errors import InstanceFault, InvariantError, LoadFailed, ModeldError, NotSupported, Refused, SpawnFailed
 from modeld.runtime.adapters.interface import Adapter, ExitReport, Served
+from modeld.runtime.meter import Meter
 
 log = logging.getLogger("modeld.supervisor")
 
@@ -55,11 +56,13 @@ class Prober(Protocol):
 class _Entry:
     """One instance from start to reap."""
 
-    __slots__ = ("progress", "served", "stopping")
+    __slots__ = ("ends_all", "progress", "served", "stopping")
 
     def __init__(self) -> None:
         self.served: Served | None = None
         self.stopping = False
+        self.ends_all = False
+        """It ends with the daemon: nobody waits for its memory any more."""
         self.progress = 0.0
 
 
@@ -73,6 +76,7 @@ class Supervisor:
         *,
         prober: Prober | None = None,
         keep: Callable[[Remember], None] | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self.exits: deque[tuple[float, ModelId, ExitReport]] = deque(maxlen=EXITS_MAX)
         """Unix time, model and report of the last endings, oldest first."""
@@ -80,6 +84,7 @@ class Supervisor:
         self._post = post
         self._prober = prober
         self._keep = keep
+        self._meter = meter
         self._entries: dict[InstanceId, _Entry] = {}
         self._checks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
@@ -143,19 +148,24 @@ class Supervisor:
         if self._keep is not None:
             self._keep(what)
 
+    def used(self, instance: InstanceId) -> None:
+        """A request has ended on it."""
+        if self._meter is not None:
+            self._meter.used(instance)
+
     def stop(self, instance: InstanceId, why: str) -> None:
         """Unload. No effect on an instance that is gone or is being stopped."""
         entry = self._entries.get(instance)
         if entry is not None and not entry.stopping:
             log.debug("stopping %s: %s", instance, why)
-            entry.stopping = True
+            entry.stopping, entry.ends_all = True, why == "shutdown"
             if entry.served is not None:
                 entry.served.stop()
 
     def kill_all(self) -> None:
         """KILL to every child, now."""
         for entry in self._entries.values():
-            entry.stopping = True
+            entry.stopping = entry.ends_all = True
             if entry.served is not None:
                 entry.served.kill()
 
@@ -197,24 +207,33 @@ class Supervisor:
         log.warning("failed %s: %s (%s)", instance, error.message, error.detail)
         self._post(InstanceFailed(instance, error))
         self._end(instance, spec, ExitReport(None, error.message))
+        self._post(MemoryFreed(instance))
 
     async def _live(self, instance: InstanceId, spec: ModelSpec, entry: _Entry, served: Served) -> None:
         if served.pid is not None:
             self._post(InstanceSpawned(instance, served.pid))
         failure = await self._load(instance, served)
+        looks: asyncio.Task[None] | None = None
         if entry.stopping:
             pass
         elif failure is None:
             self._post(InstanceReady(instance, served.pid))
+            if self._meter is not None and self._group is not None:
+                looks = self._group.create_task(self._meter.follow(instance, spec, served), name=f"meter of {instance}")
         else:
             log.warning("failed %s: %s (%s)", instance, failure.message, failure.detail)
             entry.stopping = True
             served.stop()
             self._post(InstanceFailed(instance, failure))
         report = await self._report(instance, served)
+        if looks is not None:
+            looks.cancel()
         if not entry.stopping:
             log.warning("%s %s", instance, report.reason)
         self._end(instance, spec, report)
+        if self._meter is not None and served.pid is not None and not entry.ends_all:
+            await self._meter.freed(served.pid)
+        self._post(MemoryFreed(instance))
 
     async def _load(self, instance: InstanceId, served: Served) -> InstanceFault | Refused | None:
         try:
@@ -239,8 +258,7 @@ class Supervisor:
     def _end(self, instance: InstanceId, spec: ModelSpec, report: ExitReport) -> None:
         del self._entries[instance]
         self.exits.append((time.time(), spec.id, report))
-        self._post(InstanceExited(instance, report.code, report.reason))
-        self._post(MemoryFreed(instance))
+        self._post(InstanceExited(instance, report.code, report.reason, report.ran_out))
 
     def _on_progress(self, instance: InstanceId, fraction: float) -> None:
         entry = self._entries.get(instance)

@@ -274,7 +274,7 @@ class Watch:
                 budget = limits.budget_mb.get(device)
                 if budget is None and device != HOST:
                     self._fail("memory", f"{seen.id} is started on {device}, which does not exist")
-                room = (budget or 0) - (0 if device == HOST else limits.margin_mb)
+                room = (budget or 0) - limits.kept_free_mb(device)
                 if budget and amount and outside.used_mb[device] > room:
                     self._fail("memory", f"{device}: {outside.used_mb[device]} MB with {seen.id}, at most {room} MB may be used")
             places = [(device, amount) for device, amount in seen.need_mb if device != HOST and amount]

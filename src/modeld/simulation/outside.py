@@ -217,16 +217,13 @@ class Outside:
                 if device != HOST:
                     free[device] = math.inf
                 continue
-            free[device] = budget - self.used_mb.get(device, 0) - (0 if device == HOST else limits.margin_mb)
+            free[device] = budget - self.used_mb.get(device, 0) - limits.kept_free_mb(device)
         return free
 
     def capacity_mb(self) -> dict[DeviceId, float]:
         """Budget less margin, by device."""
         limits = self.limits
-        return {
-            device: math.inf if budget == 0 else budget - (0 if device == HOST else limits.margin_mb)
-            for device, budget in limits.budget_mb.items()
-        }
+        return {device: math.inf if budget == 0 else budget - limits.kept_free_mb(device) for device, budget in limits.budget_mb.items()}
 
     # --- events -------------------------------------------------------------------------------------------------------
 

@@ -7,13 +7,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modeld.core.model import FlashAttention, KvType, LaunchOptions, ModelId, ModelKind, ModelSpec
-from modeld.errors import EngineMissing, SpawnFailed
+from modeld.core.model import Companion, FlashAttention, KvType, LaunchOptions, ModelId, ModelKind, ModelSpec
+from modeld.errors import EngineMissing, ModelUnavailable, SpawnFailed
 from modeld.runtime.adapters import llama_server
 from modeld.runtime.adapters.llama_server import Build, LlamaServerAdapter, arguments, read_build
 
@@ -122,6 +123,28 @@ def test_the_kind_is_a_flag(kind: ModelKind, pooling: str, flags: list[str]) -> 
     given = arguments(ModelSpec(ModelId("a"), path="/m", kind=kind, pooling=pooling), Path("/s"), Build())
     mine = {"--embeddings", "--embedding", "--pooling", "--reranking", "--rerank"}
     assert [item for item in given if item in mine or item == pooling] == flags
+
+
+def test_what_is_loaded_beside_a_model() -> None:
+    options = LaunchOptions(kv_type=KvType.Q8_0, ngl=3)
+    beside = {"lora": (Companion("/l1", 1), Companion("/l2", 2)), "draft": Companion("/d", 3)}
+    spec = ModelSpec(ModelId("a"), path="/m", options=options, **beside)  # type: ignore[arg-type]
+    text = " ".join(arguments(spec, Path("/s"), Build()))
+    assert "--lora /l1 --lora /l2 -md /d --spec-type draft-simple -ngld 3 -ctkd f16 -ctvd f16" in text
+    old = " ".join(arguments(spec, Path("/s"), Build(flags=frozenset(("--lora", "--model-draft")))))
+    assert "--lora /l1 --lora /l2 --model-draft /d" in old
+    assert "--spec-type" not in old
+    assert "--lora" not in arguments(SPEC, Path("/s"), Build())
+
+
+@pytest.mark.parametrize(
+    ("beside", "flags"), [({"lora": (Companion("/l", 1),)}, ["--lora"]), ({"draft": Companion("/d", 1)}, ["-md", "--model-draft"])]
+)
+async def test_a_build_that_cannot_load_what_stands_beside_is_not_started(make: Make, beside: dict[str, Any], flags: list[str]) -> None:
+    adapter = make(unknown_flags=flags)
+    with pytest.raises(ModelUnavailable, match=f"does not know {flags[0]}"):
+        await adapter.check(replace(SPEC, **beside))
+    await adapter.close()
 
 
 def test_extra_arguments_come_last() -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from modeld.core.model import FlashAttention, KvType, LaunchOptions, ModelId, ModelKind, ModelSpec
+from modeld.core.model import Companion, FlashAttention, KvType, LaunchOptions, ModelId, ModelKind, ModelSpec
 from modeld.runtime.adapters import worker
 from modeld.runtime.adapters.embedded import parameters
 
@@ -31,12 +31,30 @@ class Pooling(IntEnum):
     LLAMA_POOLING_TYPE_RANK = 4
 
 
-ENGINE = SimpleNamespace(ggml_type=GgmlType, llama_flash_attn_type=FlashAttn, llama_pooling_type=Pooling)
+class Speculative(IntEnum):
+    COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE = 1
+
+
+ENGINE = SimpleNamespace(
+    ggml_type=GgmlType,
+    llama_flash_attn_type=FlashAttn,
+    llama_pooling_type=Pooling,
+    common_speculative_type=Speculative,
+    CommonAdapterLoraInfo=SimpleNamespace,
+)
 
 
 def applied(spec: ModelSpec) -> SimpleNamespace:
     params = SimpleNamespace(
-        model=SimpleNamespace(path=""), mmproj=SimpleNamespace(path=""), cpuparams=SimpleNamespace(), cpuparams_batch=SimpleNamespace()
+        model=SimpleNamespace(path=""),
+        mmproj=SimpleNamespace(path=""),
+        cpuparams=SimpleNamespace(),
+        cpuparams_batch=SimpleNamespace(),
+        lora_adapters=[],
+        speculative=SimpleNamespace(
+            types=[0],
+            draft=SimpleNamespace(mparams=SimpleNamespace(path=""), cpuparams=SimpleNamespace(), cpuparams_batch=SimpleNamespace()),
+        ),
     )
     worker.apply(params, parameters(spec, Path("/run/1.sock"), Path("/lib")), ENGINE)
     return params
@@ -69,6 +87,19 @@ def test_a_model_that_writes_is_left_alone() -> None:
     assert not {"embedding", "pooling_type"} & vars(applied(ModelSpec(ModelId("a.gguf"), path="/m/a.gguf"))).keys()
 
 
+def test_what_is_loaded_beside_a_model() -> None:
+    beside = {"lora": (Companion("/m/l1.gguf", 1), Companion("/m/l2.gguf", 2)), "draft": Companion("/m/d.gguf", 3)}
+    options = LaunchOptions(threads=5, ngl=7, kv_type=KvType.Q8_0)
+    params = applied(ModelSpec(ModelId("a.gguf"), path="/m/a.gguf", options=options, **beside))  # type: ignore[arg-type]
+    assert [(one.path, one.scale) for one in params.lora_adapters] == [("/m/l1.gguf", 1.0), ("/m/l2.gguf", 1.0)]
+    draft = params.speculative.draft
+    assert (draft.mparams.path, draft.n_gpu_layers, draft.cache_type_k, draft.cache_type_v) == ("/m/d.gguf", 7, 1, 1)
+    assert (draft.cpuparams.n_threads, draft.cpuparams_batch.n_threads) == (5, 5)
+    assert params.speculative.types == [1]
+    alone = applied(ModelSpec(ModelId("a.gguf"), path="/m/a.gguf"))
+    assert (alone.lora_adapters, alone.speculative.types, alone.speculative.draft.mparams.path) == ([], [0], "")
+
+
 def test_no_pings_are_sent() -> None:
     """A ping would begin an answer before its first token, and a server that computes nothing any more would go on sending them."""
     assert applied(ModelSpec(ModelId("a.gguf"), path="/m/a.gguf")).sse_ping_interval == -1
@@ -94,7 +125,9 @@ def test_the_names_are_the_real_engines() -> None:
     import sys
 
     names = [f"GGML_TYPE_{kv_type.value.upper()}" for kv_type in KvType]
-    code = f"import xllamacpp as x; [x.ggml_type[n] for n in {names}]; [x.llama_flash_attn_type[n] for n in {[f.name for f in FlashAttn]}]"
+    beside = "x.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE; x.CommonAdapterLoraInfo().scale"
+    flash = [one.name for one in FlashAttn]
+    code = f"import xllamacpp as x; {beside}; [x.ggml_type[n] for n in {names}]; [x.llama_flash_attn_type[n] for n in {flash}]"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from modeld.core.estimate import draft_options
 from modeld.core.model import InstanceId, ModelSpec
 from modeld.errors import EngineMissing, ModelUnavailable, SpawnFailed
 from modeld.runtime.adapters import worker
 from modeld.runtime.adapters.interface import Adapter, EngineInfo, Served
 from modeld.runtime.adapters.process import FileCheck, PrivateFolder, ServedProcess, Stall
-from modeld.runtime.child import Child, child_environment
+from modeld.runtime.child import Child, LineFilter, child_environment
 
 DESCRIBE_SECONDS_MAX: Final = 15.0
 STATE_LINES: Final = {"LLAMA_SERVER_ROUTER_PORT": "1"}
@@ -105,7 +106,7 @@ class EmbeddedAdapter(Adapter):
         socket = self._folder.socket()
         wanted = parameters(spec, socket, found)
         return ServedProcess(
-            lambda on_stdout: self._spawn([], wanted, on_stdout, STATE_LINES),
+            lambda on_stdout, on_stderr: self._spawn([], wanted, on_stdout, STATE_LINES, on_stderr),
             socket=socket,
             stall_seconds=self._stall.limit(spec.size_bytes),
             ready_lines=True,
@@ -117,7 +118,12 @@ class EmbeddedAdapter(Adapter):
         self._folder.close()
 
     def _spawn(
-        self, arguments: list[str], line: object, on_stdout: Callable[[bytes], bool], more_env: dict[str, str] | None = None
+        self,
+        arguments: list[str],
+        line: object,
+        on_stdout: LineFilter,
+        more_env: dict[str, str] | None = None,
+        on_stderr: LineFilter | None = None,
     ) -> Child:
         # Isolated, and without `site`: what stands in a .pth file or in the user's folder is not run in a model server.
         return Child(
@@ -126,6 +132,7 @@ class EmbeddedAdapter(Adapter):
             cwd=self._folder.path,
             first_line=json.dumps(line).encode() + b"\n",
             on_stdout=on_stdout,
+            on_stderr=on_stderr,
             stop_grace=self._stop_grace,
         )
 
@@ -153,6 +160,9 @@ def parameters(spec: ModelSpec, socket: Path, import_path: Path) -> worker.Param
         "socket": str(socket),
         "alias": spec.id,
         "mmproj": spec.mmproj,
+        "lora": [one.path for one in spec.lora],
+        "draft": None if spec.draft is None else spec.draft.path,
+        "draft_kv_type": draft_options(options).kv_type.value,
         "ctx": options.ctx,
         "parallel": options.parallel,
         "threads": options.threads,

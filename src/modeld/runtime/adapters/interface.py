@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from modeld.core.model import InstanceId, ModelSpec
+from modeld.runtime.loadlines import Reported
 from modeld.runtime.upstream import Endpoint, Exchange
 
 
@@ -30,11 +31,13 @@ class ExitReport:
     """How a child ended. `code` is the exit code, negative = the signal; None where there was no process.
 
     `reason` is one short plain sentence without a path; `log_tail` are the last lines the child wrote.
+    `ran_out`: by these, of memory.
     """
 
     code: int | None
     reason: str
     log_tail: tuple[str, ...] = ()
+    ran_out: bool = False
 
 
 class Served(ABC):
@@ -50,6 +53,10 @@ class Served(ABC):
     @abstractmethod
     async def ready(self) -> None:
         """Return when the model is loaded and warmed up. Raises LoadFailed, OutOfMemory, LoadStalled, SpawnFailed or Died."""
+
+    def reported(self) -> Reported | None:
+        """What the server said of its memory while it loaded, None where it says nothing."""
+        return None
 
     @abstractmethod
     async def exited(self) -> ExitReport:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from modeld.core.estimate import draft_options
 from modeld.core.model import FlashAttention, InstanceId, ModelKind, ModelSpec
-from modeld.errors import EngineMissing, SpawnFailed
+from modeld.errors import EngineMissing, ModelUnavailable, SpawnFailed
 from modeld.runtime.adapters import shim
 from modeld.runtime.adapters.interface import Adapter, EngineInfo, Served
 from modeld.runtime.adapters.process import FileCheck, PrivateFolder, ServedProcess, Stall
@@ -24,6 +25,8 @@ from modeld.runtime.child import Child, capture, child_environment
 
 LOOK_SECONDS_MAX: Final = 2.0
 LAYERS_ALL: Final = 999
+LOG_LEVEL: Final = "4"
+"""llama-server tells the sizes of its buffers at this level, one above its default. A request costs a few more lines of log."""
 BUILD_CHARS_MAX: Final = 120
 
 _FLAG: Final = re.compile(r"(?<![\w-])--?[a-zA-Z][\w-]*")
@@ -73,7 +76,10 @@ class LlamaServerAdapter(Adapter):
         return EngineInfo(self.name, build.name, (), warning)
 
     async def check(self, spec: ModelSpec) -> None:
-        await self._look()
+        build = await self._look()
+        for flags, wanted in ((("--lora",), bool(spec.lora)), (("-md", "--model-draft"), spec.draft is not None)):
+            if wanted and build.knows(*flags) is None:
+                raise ModelUnavailable(f"This llama-server does not know {flags[0]}: use a newer one, or leave the setting out.")
         await self._files.check(spec)
 
     def start(self, instance: InstanceId, spec: ModelSpec, on_progress: Callable[[float], None]) -> Served:
@@ -82,11 +88,12 @@ class LlamaServerAdapter(Adapter):
         socket = self._folder.socket()
         command = [str(self._binary), *arguments(spec, socket, self._build)]
         return ServedProcess(
-            lambda on_stdout: Child(
+            lambda on_stdout, on_stderr: Child(
                 self._argv(command),
                 env=child_environment(os.environ, self._folder.path),
                 cwd=self._folder.path,
                 on_stdout=on_stdout,
+                on_stderr=on_stderr,
                 stop_grace=self._stop_grace,
             ),
             socket=socket,
@@ -147,6 +154,22 @@ def left_out_flags(build: Build) -> list[str]:
     return [names[0] for names in wanted if build.knows(*names) is None]
 
 
+def _beside(spec: ModelSpec) -> list[tuple[tuple[str, ...], str | None]]:
+    """Adapters and draft model: (names of the flag, value). Newer builds must be told what the draft model is for."""
+    flags: list[tuple[tuple[str, ...], str | None]] = [(("--lora",), one.path) for one in spec.lora]
+    if spec.draft is not None:
+        kv_type = draft_options(spec.options).kv_type.value
+        layers = str(LAYERS_ALL if spec.options.ngl < 0 else spec.options.ngl)
+        flags += [
+            (("-md", "--model-draft"), spec.draft.path),
+            (("--spec-type",), "draft-simple"),
+            (("-ngld", "--n-gpu-layers-draft"), layers),
+            (("-ctkd", "--cache-type-k-draft"), kv_type),
+            (("-ctvd", "--cache-type-v-draft"), kv_type),
+        ]
+    return flags
+
+
 def arguments(spec: ModelSpec, socket: Path, build: Build) -> list[str]:
     """The command line without the binary: nothing that matters is left to a default."""
     options = spec.options
@@ -161,6 +184,7 @@ def arguments(spec: ModelSpec, socket: Path, build: Build) -> list[str]:
         result.append("-fa")
     wanted: list[tuple[tuple[str, ...], str | None]] = [
         (("--fit",), "off"),
+        (("-lv", "--verbosity", "--log-verbosity"), LOG_LEVEL),
         (("-cram",), str(options.cache_ram_mb)),
         (("-ctxcp", "--swa-checkpoints"), str(options.ctx_checkpoints)),
         (("--slots",), None),
@@ -174,6 +198,7 @@ def arguments(spec: ModelSpec, socket: Path, build: Build) -> list[str]:
         wanted.append((("--reranking", "--rerank"), None))  # llama.cpp's word for embeddings with pooling rank
     elif spec.kind is ModelKind.EMBED:
         wanted += [(("--embeddings", "--embedding"), None), (("--pooling",), spec.pooling)]
+    wanted += _beside(spec)
     for names, value in wanted:
         if (known := build.knows(*names)) is not None:
             result += [known] if value is None else [known, value]

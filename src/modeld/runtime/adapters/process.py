@@ -18,7 +18,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,7 +28,8 @@ from modeld.errors import Died, InstanceFault, LoadFailed, LoadStalled, ModeldEr
 from modeld.runtime.adapters import shim
 from modeld.runtime.adapters.interface import ExitReport, Served
 from modeld.runtime.background import in_background
-from modeld.runtime.child import Child
+from modeld.runtime.child import Child, LineFilter
+from modeld.runtime.loadlines import LoadLines, Reported
 from modeld.runtime.upstream import Endpoint, Exchange
 
 SOCKET_BYTES_MAX: Final = 107
@@ -173,14 +174,14 @@ def _remove_stray(folder: Path, age: float) -> None:
 
 
 class ServedProcess(Served):
-    """One child from spawn to reap. `spawn` gets the filter for standard output and returns the child.
+    """One child from spawn to reap. `spawn` gets the filters for standard output and standard error, and returns the child.
 
     With `ready_lines` the child is believed when it says that it is ready; else its health route is asked while it loads.
     """
 
     def __init__(
         self,
-        spawn: Callable[[Callable[[bytes], bool]], Child],
+        spawn: Callable[[LineFilter, LineFilter], Child],
         *,
         socket: Path,
         stall_seconds: float,
@@ -197,7 +198,8 @@ class ServedProcess(Served):
         self._said_ready = asyncio.Event()
         self._is_ready = False
         self._fault: InstanceFault | None = None
-        self._child = spawn(self._on_stdout)
+        self._lines = LoadLines()
+        self._child = spawn(self._on_stdout, self._on_stderr)
         self._child.exit.add_done_callback(lambda _: self._on_exit())
 
     @property
@@ -218,9 +220,12 @@ class ServedProcess(Served):
         self._fault = self._fault or self._load_fault(self._child.exit.result())
         raise self._fault
 
+    def reported(self) -> Reported | None:
+        return self._lines.reported()
+
     async def exited(self) -> ExitReport:
         code = await asyncio.shield(self._child.exit)
-        return ExitReport(code, self._reason(code), self.log_tail())
+        return ExitReport(code, self._reason(code), self.log_tail(), not self._child.stop_asked and self._says_out_of_memory())
 
     def stop(self) -> None:
         self._child.stop()
@@ -251,6 +256,12 @@ class ServedProcess(Served):
         if self._ready_line and line == self._ready_line:
             self._said_ready.set()
             return True
+        return False
+
+    def _on_stderr(self, line: bytes) -> bool:
+        """The log. What it says of memory is said while it loads."""
+        if not self._is_ready:
+            self._lines.feed(line)
         return False
 
     def _on_exit(self) -> None:
@@ -307,17 +318,24 @@ class ServedProcess(Served):
                 detail=detail,
             )
         if any(OUT_OF_MEMORY.search(line) for line in tail):
-            return OutOfMemory("There is not enough memory for this model and its context. Use a smaller model or context.", detail=detail)
+            return OutOfMemory(
+                "There is not enough memory for this model and its context. Use a smaller model or context.",
+                detail=detail,
+                asked_bytes=self._lines.asked_bytes,
+            )
         if any(UNKNOWN_ARCHITECTURE.search(line) for line in tail):
             return LoadFailed("This build of llama.cpp does not know the model's architecture.", detail=detail)
         return LoadFailed("The model server could not load the model: the file or an argument is not right for it.", detail=detail)
+
+    def _says_out_of_memory(self) -> bool:
+        return any(OUT_OF_MEMORY.search(line) for line in self._child.log_tail())
 
     def _reason(self, code: int) -> str:
         if isinstance(self._fault, LoadStalled):
             return f"stalled while it loaded; {_ending(code)}"
         if self._child.stop_asked:
             return "killed" if self._child.kill_sent else "stopped"
-        if any(OUT_OF_MEMORY.search(line) for line in self._child.log_tail()):
+        if self._says_out_of_memory():
             return f"ran out of memory; {_ending(code)}"
         if code == -9:
             return "killed (signal 9): by hand, or because memory ran out"
@@ -382,8 +400,7 @@ class FileCheck:
 def _look_at_files(spec: ModelSpec) -> None:
     if spec.unavailable is not None:
         raise ModelUnavailable(spec.unavailable)
-    wanted: Iterable[str] = (*(spec.parts or (spec.path,)), *([spec.mmproj] if spec.mmproj else []))
-    for name in wanted:
+    for name in spec.files:
         path = Path(name)
         if not path.is_file():
             raise ModelUnavailable(f"A file of the model is gone: {path.name}.")

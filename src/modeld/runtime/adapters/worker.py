@@ -25,17 +25,28 @@ READY = '{"modeld":"ready"}'
 LIFE_LINE = ("F_SETSIG", 10)
 """fcntl's command that chooses the signal; Python has no name for it."""
 
+LOADING_VERBOSITY, SERVING_VERBOSITY = 4, 3
+"""llama.cpp tells the sizes of its buffers at 4; 3 is its default."""
+SET_VERBOSITY = "_Z30common_log_set_verbosity_tholdi"
+"""`common_log_set_verbosity_thold(int)` of llama.cpp's common/log.h."""
+
 _PR_SET_PDEATHSIG = 1
 
 
 class Parameters(TypedDict):
-    """The line on standard input. `import_path` is the folder that holds the xllamacpp package; `pooling` "" = it writes text."""
+    """The line on standard input. `import_path` is the folder that holds the xllamacpp package; `pooling` "" = it writes text.
+
+    lora, draft     files that are loaded beside the model; `draft_kv_type` is of the draft model's own cache
+    """
 
     import_path: str
     model: str
     socket: str
     alias: str
     mmproj: str | None
+    lora: list[str]
+    draft: str | None
+    draft_kv_type: str
     ctx: int
     parallel: int
     threads: int
@@ -108,6 +119,7 @@ def apply(params: Any, wanted: Parameters, engine: Any) -> None:
     params.endpoint_slots = True
     params.endpoint_metrics = False
     params.endpoint_props = False
+    params.verbosity = LOADING_VERBOSITY
     params.warmup = True
     params.offline = True
     params.n_threads_http = wanted["parallel"] + 4
@@ -117,6 +129,34 @@ def apply(params: Any, wanted: Parameters, engine: Any) -> None:
         params.pooling_type = engine.llama_pooling_type[f"LLAMA_POOLING_TYPE_{wanted['pooling'].upper()}"]
     if wanted["mmproj"]:
         params.mmproj.path = wanted["mmproj"]
+    _apply_beside(params, wanted, engine)
+
+
+def _apply_beside(params: Any, wanted: Parameters, engine: Any) -> None:
+    """Adapters, each as it is, and the draft model."""
+    adapters = []
+    for path in wanted["lora"]:
+        one = engine.CommonAdapterLoraInfo()
+        one.path, one.scale = path, 1.0
+        adapters.append(one)
+    if adapters:
+        params.lora_adapters = adapters
+    if wanted["draft"]:
+        draft = params.speculative.draft
+        draft.mparams.path = wanted["draft"]
+        draft.n_gpu_layers = params.n_gpu_layers
+        draft.cache_type_k = draft.cache_type_v = engine.ggml_type[f"GGML_TYPE_{wanted['draft_kv_type'].upper()}"]
+        draft.cpuparams.n_threads = wanted["threads"]
+        draft.cpuparams_batch.n_threads = wanted["threads"]
+        params.speculative.types = [engine.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+
+
+def quieten() -> None:
+    """From now on the log says what it says by default. Another build may lack the function: then it stays as it is."""
+    from xllamacpp import xllamacpp as extension
+
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(extension.__file__)[SET_VERBOSITY](SERVING_VERBOSITY)
 
 
 def serve(wanted: Parameters) -> int:
@@ -136,6 +176,7 @@ def serve(wanted: Parameters) -> int:
     except RuntimeError as error:
         sys.stderr.write(f"modeld: load failed: {error}\n")
         return EXIT_LOAD_FAILED
+    quieten()
     os.write(out, READY.encode() + b"\n")
     while True:  # default action of TERM ends us; the engine's own slow farewell never runs
         signal.pause()
