@@ -113,9 +113,10 @@ SKIPS_PREDICTION: Final = frozenset(
 CERTAIN: Final = frozenset(
     (
         *("llama", "llama4", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "qwen3next", "qwen35", "qwen35moe", "gemma", "gemma2", "gemma3"),
-        *("gpt-oss", "deepseek2", "mamba", "mamba2", "rwkv6", "lfm2", "lfm2moe", "falcon-h1", "granite", "granitehybrid", "jamba"),
-        *("nemotron_h", "plamo2", "phi2", "phi3", "command-r", "cohere2", "olmo2", "exaone4", "glm4", "glm4moe", "starcoder2", "stablelm"),
-        *("smollm3", "gpt2", "falcon", "bert", "nomic-bert"),
+        *("gemma3n", "gemma4", "gpt-oss", "deepseek2", "deepseek32", "mamba", "mamba2", "rwkv6", "rwkv7", "lfm2", "lfm2moe", "falcon-h1"),
+        *("granite", "granitehybrid", "jamba", "nemotron_h", "plamo2", "plamo3", "kimi-linear", "phi2", "phi3", "command-r", "cohere2"),
+        *("olmo2", "olmoe", "exaone4", "smallthinker", "glm4", "glm4moe", "starcoder2", "stablelm", "smollm3", "gpt2", "falcon", "grok"),
+        *("openelm", "minicpm", "internlm2", "bert", "nomic-bert"),
     )
 )
 """Families whose figures the grid compares with llama.cpp's own."""

@@ -20,7 +20,7 @@ from typing import Final
 
 from modeld.core.footprint import Point, Probe
 from modeld.core.memory import cells, flash, quantised, row_bytes
-from modeld.core.model import LaunchOptions, ModelSpec
+from modeld.core.model import LaunchOptions, ModelKind, ModelSpec
 
 MASK_BYTES: Final = 2
 MASK_BYTES_NO_FLASH: Final = 4
@@ -30,6 +30,8 @@ SPARE_ELEMENTS: Final = 256
 INDEX_ELEMENTS: Final = 2
 """Without flash attention each value has an index of 64 bits."""
 INDEXED_PER_CELL: Final = 5
+UNCERTAIN_FACTOR: Final = 1.5
+"""For families that were never compared."""
 ROTATION: Final = 64
 """Side of the matrix for values; that for keys has the largest power of two that divides their length."""
 ROTATION_MAX: Final = 4096
@@ -106,6 +108,19 @@ def compute_bytes(spec: ModelSpec, probe: Probe) -> int:
     return sum(compute_by(spec, probe).values())
 
 
+def output_bytes(spec: ModelSpec) -> int:
+    """Bytes of the rows a server puts out, in main memory beside the compute buffers: one for each slot, or for each token it embeds."""
+    wide, here = spec.memory.widths, _place(spec, spec.options)
+    if spec.kind is ModelKind.GENERATE:
+        return FLOAT_BYTES * spec.options.parallel * wide.vocabulary
+    return FLOAT_BYTES * here.tokens * ((wide.vocabulary if spec.logits else 0) + wide.embedding)
+
+
+def is_host_buffer(name: str) -> bool:
+    """Whether a buffer of llama.cpp's by that name lies in main memory: "CPU", "CPU_REPACK", "CUDA_Host"."""
+    return name.startswith("CPU") or name.endswith("_Host")
+
+
 def bound_bytes(spec: ModelSpec) -> int:
     """Bytes that all compute buffers together do not exceed, by the header alone, for a model that generates.
 
@@ -135,7 +150,8 @@ def bound_bytes(spec: ModelSpec) -> int:
     mask = MASK_BYTES if with_flash else MASK_BYTES_NO_FLASH
     inputs = SPARE_ELEMENTS + (0 if with_flash else INDEX_ELEMENTS * shape.value_elements_max * here.caches)
     body = here.tokens * (FLOAT_BYTES * (max(steps) + inputs) + mask * here.masked) + _fixed_bytes(spec, options)
-    return math.ceil(max(body, FLOAT_BYTES * options.parallel * (wide.vocabulary + 2 * wide.embedding)))
+    head = FLOAT_BYTES * options.parallel * (wide.vocabulary + 2 * wide.embedding)
+    return math.ceil(max(body, head) * (1 if shape.certain else UNCERTAIN_FACTOR))
 
 
 def _fixed_bytes(spec: ModelSpec, options: LaunchOptions) -> int:
