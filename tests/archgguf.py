@@ -105,7 +105,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
                 "attention.value_length": 64, "feed_forward_length": (512, 512, 768, 1024)},
     "minicpm": {},
     "internlm2": {},
-    "olmoe": {**MOE, "attention.head_count_kv": 8},
+    "olmoe": {**MOE, "expert_feed_forward_length": None, "attention.head_count_kv": 8},
     "bert": {"attention.causal": False},
     "nomic-bert": {"attention.causal": False},
 }

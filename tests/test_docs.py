@@ -23,7 +23,7 @@ from modeld.config.settings import TABLE
 from modeld.core.estimate import need
 from modeld.core.footprint import Source
 from modeld.core.lifecycle import Signal, State, as_markdown
-from modeld.core.model import AttentionLayers, KvType, LaunchOptions, MemoryShape, ModelId, ModelSpec
+from modeld.core.model import AttentionLayers, KvType, LaunchOptions, MemoryShape, ModelId, ModelSpec, Widths
 from modeld.core.whatif import Verdict
 from modeld.runtime.child import _ALLOWED, LOG_LINES_MAX
 from modeld.runtime.feed import Feed
@@ -151,7 +151,13 @@ def test_the_memory_example_is_what_the_code_counts() -> None:
         ModelId("a.gguf"),
         path="a.gguf",
         size_bytes=98_362_432,
-        memory=MemoryShape(attention=(AttentionLayers(30, 192, 192),)),
+        memory=MemoryShape(
+            weights_bytes=96_576_768,
+            tied_bytes=30_081_024,
+            attention=(AttentionLayers(30, 192, 192),),
+            certain=True,
+            widths=Widths(embedding=576, feed_forward=1536, heads=9, head=64, vocabulary=49_152),
+        ),
         options=LaunchOptions(ctx=launch.CTX_AUTO_MAX),
     )
     whole = need(starter).total_mb

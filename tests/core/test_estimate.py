@@ -31,9 +31,9 @@ SMOLLM2 = ModelSpec(
 def test_the_sum_has_its_parts_and_its_source():
     cost = need(SMOLLM2)
     assert cost.source == "formula"
-    assert [part.name for part in cost.parts] == ["weights", "context", "compute and process"]
+    assert [part.name for part in cost.parts] == ["weights", "context", "compute", "process"]
     assert cost.total_mb == -(-sum(part.bytes for part in cost.parts) // MIB)
-    assert cost.total_mb == 343  # 93.8 + 180 + 64 + 4.7
+    assert cost.total_mb == 343  # 93.8 + 180 + 4.7 + 64
 
 
 def test_the_header_knows_the_weights_and_a_head_on_the_device_has_a_copy_of_its_own():

@@ -16,11 +16,11 @@ import msgspec
 
 from modeld.catalog import gguf
 from modeld.catalog.gguf import GgufError, GgufFault, Header, Scalar
-from modeld.catalog.layers import memory_shape, trunk_blocks
+from modeld.catalog.layers import memory_shape, trunk_blocks, vocabulary
 from modeld.catalog.tensor_types import file_type_name
 from modeld.core.model import MemoryShape
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 """Raised whenever `Facts` changes its meaning; a file of another format is read anew."""
 CACHE_BYTES_MAX: Final = 64 << 20
 TOKENS_MAX: Final = (1 << 31) - 1
@@ -144,7 +144,7 @@ def facts_of(header: Header) -> Facts:
         parameters=min(header.elements, PARAMETERS_MAX),
         size_label=_text(data.get("general.size_label"))[:LABEL_CHARS_MAX],
         embedding_length=_number(data.get(f"{family}.embedding_length"), TOKENS_MAX),
-        vocabulary=min(header.array_lengths.get("tokenizer.ggml.tokens", 0), TOKENS_MAX),
+        vocabulary=vocabulary(header),
         has_chat_template=isinstance(template, str) and bool(template.strip()),
         takes_tools=f"{_TEMPLATE}.tool_use" in data or (isinstance(template, str) and "tools" in template),
         format_version=header.version,

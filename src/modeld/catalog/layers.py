@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from modeld.catalog.gguf import Header, Scalar
-from modeld.core.model import AttentionLayers, MemoryShape, RecurrentLayers
+from modeld.core.model import AttentionLayers, MemoryShape, RecurrentLayers, Widths
 
 LAYERS_MAX: Final = 4096
 NUMBER_MAX: Final = 1 << 20
@@ -98,6 +98,8 @@ SHARED_AFTER: Final = {"gemma3n": 20}
 """Layers from here on use the cache of an earlier one."""
 DOUBLED: Final = frozenset(("gemma3n", "gemma4"))
 """Where the token table is the output head too, llama.cpp has it twice wherever the two lie: it makes the head's copy first."""
+SIDE_FIXED: Final = {"gemma3n": 256}
+"""Length of the per-layer embeddings where llama.cpp does not look at the header."""
 NO_FLASH: Final = frozenset(("grok",))
 SKIPS_PREDICTION: Final = frozenset(
     (
@@ -111,9 +113,10 @@ SKIPS_PREDICTION: Final = frozenset(
 CERTAIN: Final = frozenset(
     (
         *("llama", "llama4", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "qwen3next", "qwen35", "qwen35moe", "gemma", "gemma2", "gemma3"),
-        *("gpt-oss", "deepseek2", "mamba", "mamba2", "rwkv6", "lfm2", "lfm2moe", "falcon-h1", "granite", "granitehybrid", "jamba"),
-        *("nemotron_h", "plamo2", "phi2", "phi3", "command-r", "cohere2", "olmo2", "exaone4", "glm4", "glm4moe", "starcoder2", "stablelm"),
-        *("smollm3", "gpt2", "falcon", "bert", "nomic-bert"),
+        *("gemma3n", "gemma4", "gpt-oss", "deepseek2", "deepseek32", "mamba", "mamba2", "rwkv6", "rwkv7", "lfm2", "lfm2moe", "falcon-h1"),
+        *("granite", "granitehybrid", "jamba", "nemotron_h", "plamo2", "plamo3", "kimi-linear", "phi2", "phi3", "command-r", "cohere2"),
+        *("olmo2", "olmoe", "exaone4", "smallthinker", "glm4", "glm4moe", "starcoder2", "stablelm", "smollm3", "gpt2", "falcon", "grok"),
+        *("openelm", "minicpm", "internlm2", "bert", "nomic-bert"),
     )
 )
 """Families whose figures the grid compares with llama.cpp's own."""
@@ -154,7 +157,14 @@ def memory_shape(header: Header) -> MemoryShape:
         heads_kv=max(layers.heads_kv, default=0) if family not in NO_CACHE else 0,
         key_length=_per_head(layers, "key_length"),
         value_length=_per_head(layers, "value_length"),
+        widths=_widths(layers, vocabulary(header)),
     )
+
+
+def vocabulary(header: Header) -> int:
+    """How many tokens the model knows; 0 = unknown."""
+    listed = header.array_lengths.get("tokenizer.ggml.tokens", 0)
+    return listed if 0 < listed <= NUMBER_MAX else _number(header.metadata.get(f"{header.metadata.get('general.architecture')}.vocab_size"))
 
 
 def trunk_blocks(header: Header) -> int:
@@ -188,6 +198,27 @@ def _layers(data: Metadata, family: str) -> _Layers:
     heads_kv = _per_layer(data.get(f"{family}.attention.head_count_kv"), count) or heads
     trunk = max(0, count - _number(data.get(f"{family}.nextn_predict_layers")))
     return _Layers(data, family, count, trunk, heads, heads_kv, _number(data.get(f"{family}.embedding_length")))
+
+
+def _widths(layers: _Layers, tokens: int) -> Widths:
+    """The widest of each kind, over all layers."""
+    number = layers.number
+    dense = max(_per_layer(layers.data.get(f"{layers.family}.feed_forward_length"), layers.all), default=0)
+    used = number("expert_used_count")
+    heads = max(layers.heads, default=0)
+    recurrent_heads = heads if layers.family == "kimi-linear" else 0
+    return Widths(
+        embedding=layers.embedding,
+        feed_forward=max(dense, number("expert_shared_feed_forward_length")),
+        experts=used,
+        expert=(number("expert_feed_forward_length") or dense) if used else 0,
+        heads=heads,
+        head=max(_per_head(layers, "key_length"), number("attention.key_length_swa")) + number("attention.key_length_mla"),
+        inner=number("ssm.inner_size") or number("kda.head_dim") * recurrent_heads,
+        side=SIDE_FIXED.get(layers.family, number("embedding_length_per_layer_input")) * layers.all,
+        vocabulary=tokens,
+        indexer=number("attention.indexer.head_count"),
+    )
 
 
 def _per_head(layers: _Layers, key: str) -> int:

@@ -4,7 +4,7 @@
 1  declared   the operator's own figure
 2  learned    what the same launch took before (high-water marks)
 3  probed     weights and context to the byte from the header, compute from llama.cpp's dry pass
-4  formula    the same, with compute and process bounded from above: 64 MiB + 5 % of the file
+4  formula    the same, with compute bounded from above by the header alone; 5 % of the file where that says nothing
 A launch that once ran out of memory gets at least what follows from that (`Learned.least_bytes`), whatever the others say.
 """
 
@@ -13,12 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from modeld.core.footprint import MIB, Footprint, Known, Learned, Source, launch_key, mib
+from modeld.core.compute import bound_bytes, compute_by, is_host_buffer, output_bytes
+from modeld.core.footprint import MIB, Footprint, Known, Learned, Probe, Source, launch_key, mib, probe_key
 from modeld.core.memory import checkpoint_bytes, context_bytes, head_bytes, weights_bytes
 from modeld.core.model import FlashAttention, KvType, LaunchOptions, ModelKind, ModelSpec
 
-OVERHEAD_MB: Final = 64
-OVERHEAD_SHARE: Final = 0.05
+PROCESS_MB: Final = 64
+"""Code, vocabulary and threads of one model server, and what its device keeps for it."""
+COMPUTE_SHARE: Final = 0.05
+"""Of the file, for compute buffers where the header does not say how wide the model is."""
 DRAFT_OVERHEAD_MB: Final = 32
 """Buffers of a draft model's own context: it shares the process with the model it guesses for."""
 
@@ -72,7 +75,8 @@ def need(spec: ModelSpec, known: Known = _NOTHING, *, one_pool: bool = True) -> 
         least_mb = mib(learned.least_bytes) - spec.host_mb if learned is not None else 0
         source = Source.DECLARED if least_mb <= spec.vram_mb else Source.LEARNED
         return Need(max(spec.vram_mb, least_mb), source, host_mb=spec.host_mb, key=key)
-    parts, source = _predicted(spec, known), Source.FORMULA
+    parts = _predicted(spec, known)
+    source = Source.PROBED if any(part.source is Source.PROBED for part in parts) else Source.FORMULA
     if one_pool:
         parts = tuple(replace(part, on_host=False) for part in parts)
     if learned is not None:
@@ -83,16 +87,35 @@ def need(spec: ModelSpec, known: Known = _NOTHING, *, one_pool: bool = True) -> 
 
 def _predicted(spec: ModelSpec, known: Known) -> tuple[Part, ...]:
     """The parts as they follow from header, options and dry pass."""
+    probe = known.probes.get(probe_key(spec))
+    weights = weights_bytes(spec.memory) or spec.size_bytes
+    head = head_bytes(spec.memory, spec.options) if probe is None else max(0, probe.weights_bytes - weights)
     return (
-        Part("weights", weights_bytes(spec.memory) or spec.size_bytes),
-        *([Part("output head", tied)] if (tied := head_bytes(spec.memory, spec.options)) else []),
+        Part("weights", weights),
+        *([Part("output head", head)] if head else []),
         Part("context", context_bytes(spec.memory, spec.options)),
         *([Part("projector", spec.mmproj_bytes)] if spec.mmproj is not None else []),
-        *([Part("embedding", embedding_bytes(spec))] if spec.kind is not ModelKind.GENERATE else []),
-        Part("compute and process", OVERHEAD_MB * MIB + int(spec.size_bytes * OVERHEAD_SHARE)),
+        *_computing(spec, probe),
+        Part("process", PROCESS_MB * MIB),
         *([Part("prompt cache", spec.options.cache_ram_mb * MIB, on_host=True)] if spec.options.cache_ram_mb else []),
         *_beside(spec),
     )
+
+
+def _computing(spec: ModelSpec, probe: Probe | None) -> list[Part]:
+    """The buffers of one batch, and what it puts out. Where all buffers lie in main memory, that is the device."""
+    if probe is not None and probe.points:
+        by = compute_by(spec, probe)
+        beside = {name: size for name, size in by.items() if is_host_buffer(name)}
+        if len(beside) == len(by):
+            beside = {}
+        parts = [Part("compute", sum(by.values()) - sum(beside.values()), Source.PROBED)]
+        parts += [Part("compute on host", sum(beside.values()), Source.PROBED, on_host=True)] if beside else []
+        return [*parts, Part("output rows", output_bytes(spec), on_host=True)]
+    if spec.kind is not ModelKind.GENERATE or not spec.memory.widths.embedding:
+        embedding = [Part("embedding", embedding_bytes(spec))] if spec.kind is not ModelKind.GENERATE else []
+        return [*embedding, Part("compute", int(spec.size_bytes * COMPUTE_SHARE))]
+    return [Part("compute", bound_bytes(spec)), Part("output rows", output_bytes(spec), on_host=True)]
 
 
 def _beside(spec: ModelSpec) -> list[Part]:
@@ -102,7 +125,7 @@ def _beside(spec: ModelSpec) -> list[Part]:
         parts.append(Part("lora", sum(one.size_bytes for one in spec.lora)))
     if (draft := spec.draft) is not None:
         weights = (weights_bytes(draft.memory) or draft.size_bytes) + head_bytes(draft.memory, options)
-        work = DRAFT_OVERHEAD_MB * MIB + int(draft.size_bytes * OVERHEAD_SHARE)
+        work = DRAFT_OVERHEAD_MB * MIB + int(draft.size_bytes * COMPUTE_SHARE)
         parts.append(Part("draft model", weights + context_bytes(draft.memory, draft_options(options)) + work))
     kept = options.ctx_checkpoints * options.parallel * checkpoint_bytes(spec.memory, options)
     return [*parts, Part("context checkpoints", kept, on_host=True)] if kept else parts

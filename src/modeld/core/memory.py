@@ -55,7 +55,7 @@ def attention_bytes(layers: AttentionLayers, shape: MemoryShape, options: Launch
     if value and not flash(shape, options):
         value = shape.value_elements_max
     rows = cells(options, layers.window)
-    key_bytes, value_bytes = _row_bytes(layers.key_elements, options.kv_type), _row_bytes(value, options.kv_type)
+    key_bytes, value_bytes = row_bytes(layers.key_elements, options.kv_type), row_bytes(value, options.kv_type)
     return layers.count * (_pad(rows * key_bytes, TENSOR_PADDING) + _pad(rows * value_bytes, TENSOR_PADDING))
 
 
@@ -79,7 +79,12 @@ def flash(shape: MemoryShape, options: LaunchOptions) -> bool:
 
 def refused(shape: MemoryShape, options: LaunchOptions) -> bool:
     """Whether llama.cpp makes no such context: quantised values need flash attention."""
-    return ROW_BYTES[options.kv_type][0] > 1 and not flash(shape, options)
+    return quantised(options.kv_type) and not flash(shape, options)
+
+
+def quantised(kv_type: KvType) -> bool:
+    """Whether the cache is stored in blocks."""
+    return ROW_BYTES[kv_type][0] > 1
 
 
 def cells(options: LaunchOptions, window: int = 0) -> int:
@@ -100,6 +105,7 @@ def _pad(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def _row_bytes(elements: int, kv_type: KvType) -> int:
+def row_bytes(elements: int, kv_type: KvType) -> int:
+    """Bytes of a row of so many elements."""
     block, size = ROW_BYTES[kv_type]
     return -(-elements // block) * size

@@ -139,6 +139,32 @@ class RecurrentLayers:
 
 
 @dataclass(frozen=True, slots=True)
+class Widths:
+    """How many numbers a token has at the widest places of the computation; 0 = there is no such place, or the header does not say.
+
+    embedding         between the layers
+    feed_forward      inside the widest dense feed-forward network
+    experts, expert   how many experts read a token, and its length inside one of them
+    heads, head       attention heads of the widest layer, and the longest row that one of them compares
+    inner             inside the widest recurrent layer
+    side              all per-layer embeddings together
+    vocabulary        in a row of output
+    indexer           heads of the indexer that selects what is attended to
+    """
+
+    embedding: int = 0
+    feed_forward: int = 0
+    experts: int = 0
+    expert: int = 0
+    heads: int = 0
+    head: int = 0
+    inner: int = 0
+    side: int = 0
+    vocabulary: int = 0
+    indexer: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryShape:
     """What the header says about the memory a model takes.
 
@@ -150,6 +176,7 @@ class MemoryShape:
     certain              the family is one whose figures were compared with llama.cpp's own, byte for byte
     layers               blocks that are loaded; `heads_kv` the most key/value heads of any of them, `key_length` and
                          `value_length` elements per head: to describe it. 0 = not known
+    widths               what bounds the buffers it computes in
     """
 
     weights_bytes: int = 0
@@ -163,6 +190,7 @@ class MemoryShape:
     heads_kv: int = 0
     key_length: int = 0
     value_length: int = 0
+    widths: Widths = Widths()
 
 
 @dataclass(frozen=True, slots=True)
