@@ -32,8 +32,8 @@ from modeld.catalog import starter
 from modeld.catalog.models import Catalog, ModelTable
 from modeld.catalog.progress import ConsoleProgress
 from modeld.config import Loaded, Settings
-from modeld.core.budget import Budget, DeviceFacts, resolve, seen
-from modeld.core.footprint import DeviceMemory
+from modeld.core.budget import Budget, resolve, seen
+from modeld.core.footprint import MIB, DeviceMemory
 from modeld.core.messages import LoadRequested, MemorySeen, ModelTableReplaced, SettingsReplaced, ShutdownRequested
 from modeld.core.model import HOST, DeviceId, Limits, ModelSpec
 from modeld.core.scheduler import Scheduler
@@ -43,10 +43,12 @@ from modeld.runtime.adapters.embedded import EmbeddedAdapter
 from modeld.runtime.adapters.external import ExternalAdapter
 from modeld.runtime.adapters.interface import Adapter, EngineInfo
 from modeld.runtime.background import in_background
+from modeld.runtime.devices import Machine
 from modeld.runtime.driver import Driver
 from modeld.runtime.feed import Feed
-from modeld.runtime.hostmemory import held_mb, read_host_memory
+from modeld.runtime.hostmemory import HostMemory, held_mb, read_host_memory
 from modeld.runtime.meter import Meter
+from modeld.runtime.nvidia import Nvidia
 from modeld.runtime.probe import Prober
 from modeld.runtime.store import Store
 from modeld.runtime.supervisor import Supervisor
@@ -64,6 +66,7 @@ HEADER_CACHE: Final = "headers-{folder:08x}.json"
 FOOTPRINTS: Final = "footprints.sqlite"
 MEMORY_SECONDS: Final = 2.0
 """How often the machine's memory is looked at while a budget depends on it: it tells nobody when another program takes some."""
+DRIVER_SECONDS_MAX: Final = 10.0
 LAST_SECONDS: Final = 0.5
 """From the killing of what is left to the end of the process, whatever happens."""
 
@@ -118,28 +121,35 @@ async def choose_engine(settings: Settings) -> tuple[Adapter, EngineInfo]:
     )
 
 
-async def find_budget(settings: Settings, adapter: Adapter) -> Budget:
-    """What follows from the settings for the devices that the engine has. Raises ConfigError for a device that is not there."""
-    host = await in_background(read_host_memory, name="memory")
-    return resolve(settings.budget_wish(), await _device_facts(adapter), host.total_mb)
-
-
-async def _device_facts(adapter: Adapter) -> tuple[DeviceFacts, ...] | None:
-    """The devices beside the CPU, as the engine names them; None = it does not say. What they have is not known yet: no limit."""
-    found = await adapter.devices() if isinstance(adapter, EmbeddedAdapter) else None
+async def find_machine(engine: EngineInfo, host: HostMemory) -> Machine | None:
+    """The cards behind the engine's devices. None where it does not say which devices it has."""
+    found = engine.found
     if found is None:
         return None
-    return tuple(DeviceFacts(one.name, one.name, 0, one.kind == "IGPU") for one in found if one.kind in ("GPU", "IGPU"))
+    nvidia = None
+    if any(one.computes for one in found):  # without a device nobody asks a driver
+        try:
+            async with asyncio.timeout(DRIVER_SECONDS_MAX):
+                nvidia = await in_background(Nvidia.find, name="driver")
+        except TimeoutError:
+            log.warning("the driver of the NVIDIA cards gives no answer: what is free of them is not known")
+    return await in_background(lambda: Machine(found, nvidia=nvidia, host_total_mb=host.total_mb, environment=os.environ), name="driver")
 
 
 async def find_limits(settings: Settings) -> Limits:
     """What a daemon with these settings would decide by on this machine. Raises ConfigError."""
-    adapter, _ = await choose_engine(settings)
-    try:
-        budget = Budget() if isinstance(adapter, ExternalAdapter) else await find_budget(settings, adapter)
-        return budget.put_into(settings.limits())
-    finally:
-        await adapter.close()
+    adapter, engine = await choose_engine(settings)
+    await adapter.close()
+    if isinstance(adapter, ExternalAdapter):
+        return Budget().put_into(settings.limits())
+    host = await in_background(read_host_memory, name="memory")
+    machine = await find_machine(engine, host)
+    return find_budget(settings, machine, host).put_into(settings.limits())
+
+
+def find_budget(settings: Settings, machine: Machine | None, host: HostMemory) -> Budget:
+    """What follows from the settings for the devices that the engine has. Raises ConfigError for a device that is not there."""
+    return resolve(settings.budget_wish(), None if machine is None else machine.facts(), host.total_mb)
 
 
 class Daemon:
@@ -155,6 +165,8 @@ class Daemon:
         self._adapter: Adapter | None = None
         self._supervisor: Supervisor | None = None
         self._store: Store | None = None
+        self._machine: Machine | None = None
+        self._host = HostMemory(0, 0)
         self._budget = Budget()
         self._stop = asyncio.Event()
         self._first_look: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -258,29 +270,32 @@ class Daemon:
             self._notes = (engine.warning,)
         if isinstance(self._adapter, EmbeddedAdapter) and (named := settings.models_with_extra_args()):
             raise ConfigError(f"llama_extra_args ({named}) need a llama-server binary: set llama_bin, or leave them out")
-        post = self._driver.post
+        post, holds = self._driver.post, None
         if not isinstance(self._adapter, ExternalAdapter):  # the memory of a server that runs elsewhere is not ours
+            self._host = await in_background(read_host_memory, name="memory")
+            self._machine = await find_machine(engine, self._host)
+            if self._machine is not None and self._machine.facts():
+                holds = self._machine.device_bytes_of
             self._store = Store(settings.state_dir / FOOTPRINTS, f"{engine.build} on {', '.join(engine.devices)}")
         keep = None if self._store is None else self._store.remember
         # Another build of llama.cpp than the one that serves would answer for itself.
         prober = Prober(settings.runtime_dir / "probe") if isinstance(self._adapter, EmbeddedAdapter) else None
-        self._supervisor = supervisor = Supervisor(self._adapter, post, prober=prober, keep=keep, meter=Meter(post))
+        self._supervisor = supervisor = Supervisor(self._adapter, post, prober=prober, keep=keep, meter=Meter(post, device_bytes_of=holds))
         self._driver.attach(supervisor)
         if self._store is not None:
             post(await self._store.open())
-        await self._find_budget()
+        self._find_budget()
         async with asyncio.TaskGroup() as group:
             group.create_task(supervisor.run(), name="supervisor")
             group.create_task(self._watch(), name="folder")
             if self._budget.is_limited:
                 group.create_task(self._watch_memory(), name="memory")
 
-    async def _find_budget(self) -> None:
+    def _find_budget(self) -> None:
         """Before the first model is known: what the ledger may give out. Raises ConfigError for a device that is not there."""
-        assert self._adapter is not None
         if isinstance(self._adapter, ExternalAdapter):
             return  # its memory is not ours
-        self._budget = budget = await find_budget(self._settings, self._adapter)
+        self._budget = budget = find_budget(self._settings, self._machine, self._host)
         self._driver.post(SettingsReplaced(budget.put_into(self._settings.limits())))
         for device, budget_mb in budget.budget_mb.items():
             margin_mb = budget.host_margin_mb if device == HOST else budget.margin_mb
@@ -293,10 +308,17 @@ class Daemon:
             await asyncio.sleep(MEMORY_SECONDS)
 
     async def _look_at_memory(self) -> dict[DeviceId, DeviceMemory]:
-        """Host memory: what is there, what is free, and what our children hold of it just now, whatever was booked for them."""
-        pids = [view.pid for view in self._driver.snapshot(estimates=False).instances if view.pid is not None]
-        host, ours_mb = await in_background(lambda: (read_host_memory(), held_mb(pids)), name="memory")
-        return seen(self._budget, {}, DeviceMemory(host.total_mb, host.free_mb, ours_mb)) if host.total_mb else {}
+        """Devices and host. Of host memory our children hold what they hold just now; of a device what the ledger has for them."""
+        now, budget, machine = self._driver.snapshot(estimates=False), self._budget, self._machine
+        pids = [view.pid for view in now.instances if view.pid is not None]
+        host, held, cards = await in_background(
+            lambda: (read_host_memory(), held_mb(pids), {} if machine is None else machine.memory()), name="memory"
+        )
+        ours_mb = {view.id: view.used_mb for view in now.devices}
+        # One figure of the ledger may stand for several devices: their sum counts.
+        of_device = {names[0]: ours_mb.get(device, 0) for device, names in budget.names.items() if names}
+        devices = {name: DeviceMemory(total // MIB, free // MIB, of_device.get(name, 0)) for name, (total, free) in cards.items()}
+        return seen(budget, devices, DeviceMemory(host.total_mb, host.free_mb, held) if host.total_mb else None)
 
     async def _watch(self) -> None:
         """The file system cannot tell us of changes on every mount: look again and again."""

@@ -60,6 +60,9 @@ def test_a_devices_share_is_what_its_driver_says_where_that_is_more():
 
 def test_what_cannot_be_read_is_missing_and_not_zero():
     assert not footprint(SPEC, ON_DEVICE, None, 50 * MIB).complete
+    # In a container: the driver answers, and names no process that we know.
+    assert not footprint(SPEC, ON_DEVICE, {}, 50 * MIB).complete
+    assert not footprint(SPEC, ON_DEVICE, {"CUDA1": 500 * MIB}, 50 * MIB).complete
     silent = footprint(SPEC, None, None, 50 * MIB)
     assert (silent.complete, silent.host_bytes, silent.reported_bytes) == (False, 151 * MIB, 0)
 

@@ -28,6 +28,7 @@ model, because a child gets neither our environment nor our arguments. Standard 
     status            answer every generation with this status
     silent_version    true: `--version` and `--help` hang (script beside the binary: <binary>.script.json)
     unknown_flags     flags that `--help` does not show (the same)
+    devices           lines of `--list-devices` (the same)
 
 Token N of an answer is the (N mod number of words)-th word of the prompt, after a blank.
 """
@@ -69,6 +70,13 @@ HELP = """usage: fake
 --threads-http N
 -mm,   --mmproj FILE
 -a,    --alias STRING
+-lv,   --verbosity, --log-verbosity N
+        - 3: info
+        - 4: trace (more info)
+-dev,  --device <dev1,dev2,..>
+-sm,   --split-mode {none,layer}
+-ts,   --tensor-split N0,N1,N2,...
+--list-devices
 """
 
 
@@ -340,11 +348,12 @@ def describe_itself(flag):
     lines = [
         line for line in HELP.splitlines() if not any(name in line.replace(",", " ").split() for name in script.get("unknown_flags", []))
     ]
-    print("version: 1 (fake)" if flag == "--version" else "\n".join(lines))
+    devices = ["Available devices:", *script.get("devices", ["  (none)"])]
+    print({"--version": "version: 1 (fake)", "--list-devices": "\n".join(devices)}.get(flag, "\n".join(lines)))
 
 
 def main():
-    if sys.argv[1:] in (["--version"], ["--help"]):
+    if sys.argv[1:] in (["--version"], ["--help"], ["--list-devices"]):
         describe_itself(sys.argv[1])
         return
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

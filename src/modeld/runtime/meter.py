@@ -120,7 +120,8 @@ def footprint(spec: ModelSpec, reported: Reported | None, devices: Mapping[str, 
     device_bytes = {name: max(own.get(name, 0), seen.get(name, 0)) for name in dict.fromkeys([*own, *seen])}
     mapped = _mapped_bytes(spec, reported) if reported.mapped else 0
     host_bytes = max(reported.host_bytes(), held) + mapped
-    return Footprint(device_bytes, host_bytes, complete=not own or devices is not None, reported_bytes=reported.total_bytes + mapped)
+    # In a container the driver may name no process, or not ours: what it holds beyond its buffers is not known then.
+    return Footprint(device_bytes, host_bytes, complete=own.keys() <= seen.keys(), reported_bytes=reported.total_bytes + mapped)
 
 
 def _mapped_bytes(spec: ModelSpec, reported: Reported) -> int:

@@ -13,12 +13,13 @@ import pytest
 from modeld.errors import ConfigError
 from modeld.runtime.adapters import choice, embedded
 from modeld.runtime.adapters.choice import choose, find_gpus
-from modeld.runtime.adapters.embedded import Device, EmbeddedAdapter
+from modeld.runtime.adapters.embedded import EmbeddedAdapter
 from modeld.runtime.adapters.llama_server import LlamaServerAdapter
+from modeld.runtime.devices import EngineDevice
 
 FAKE = Path(__file__).parents[2] / "stub" / "fake_llama.py"
-CPU = Device("CPU", "some", "CPU")
-GPU = Device("CUDA0", "some", "GPU")
+CPU = EngineDevice("CPU", "some", "CPU")
+GPU = EngineDevice("CUDA0", "some", "GPU")
 
 
 @pytest.fixture
@@ -47,8 +48,8 @@ async def chosen(
     return made.name, info.warning
 
 
-def can_use(monkeypatch: pytest.MonkeyPatch, *devices: Device) -> None:
-    async def answer(self: EmbeddedAdapter) -> tuple[Device, ...]:
+def can_use(monkeypatch: pytest.MonkeyPatch, *devices: EngineDevice) -> None:
+    async def answer(self: EmbeddedAdapter) -> tuple[EngineDevice, ...]:
         return devices
 
     monkeypatch.setattr(EmbeddedAdapter, "devices", answer)
@@ -107,7 +108,7 @@ def test_gpus_are_seen_by_their_device_files(tmp_path: Path) -> None:
 async def test_the_devices_are_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
 
-    async def ask(self: EmbeddedAdapter, found: Path) -> tuple[Device, ...]:
+    async def ask(self: EmbeddedAdapter, found: Path) -> tuple[EngineDevice, ...]:
         asked.append(found)
         return (GPU,)
 

@@ -15,17 +15,21 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from modeld.catalog.alone import model_at
 from modeld.catalog.models import Catalog, ModelOverride, PartialOptions
+from modeld.core.footprint import Footprint
 from modeld.core.model import InstanceId, LaunchOptions, ModelId, ModelKind, ModelSpec
 from modeld.errors import Died, EngineMissing, LoadFailed, ModelUnavailable, SpawnFailed
 from modeld.runtime.adapters import embedded
 from modeld.runtime.adapters.embedded import EmbeddedAdapter
 from modeld.runtime.adapters.interface import Adapter
+from modeld.runtime.meter import footprint, held_bytes
 from tinymodels import WIDTH, make_decoder, make_embedder, make_reranker
 
 STARTER = os.environ.get("MODELD_TEST_STARTER")
@@ -178,6 +182,37 @@ async def test_a_file_that_is_no_model(adapter: EmbeddedAdapter, tmp_path: Path)
     report = await served.exited()
     assert report.code == 3
     assert report.log_tail
+
+
+def printed_bytes(log: tuple[str, ...]) -> int:
+    """What llama.cpp told of its buffers, added up by other means than ours."""
+    return round(sum(float(line.split("buffer size =")[1].split()[0]) for line in log if "buffer size =" in line) * 2**20)
+
+
+@pytest.mark.engine
+@needs_starter
+async def test_what_was_learned_is_what_is_printed_at_the_next_load(adapter: EmbeddedAdapter) -> None:
+    """The sum of the load lines, to the byte; with the weights in the file, within a thousandth of all that the next load prints."""
+    known = model_at(Path(STARTER or ""), ModelOverride())
+    seen: list[tuple[Footprint, int]] = []
+    for ngl in (-1, 0):  # there is no device here: both are the same
+        launched = replace(known, options=replace(spec().options, ngl=ngl))
+        served = adapter.start(ONE, launched, lambda _: None)
+        await served.ready()
+        try:
+            reported, held = served.reported(), held_bytes(served.pid or 0)
+            assert reported is not None and held is not None
+            mapped = round(float(next(line for line in served.log_tail() if "CPU_Mapped" in line).split("=")[1].split()[0]) * 2**20)
+            assert reported.total_bytes == printed_bytes(served.log_tail()) - mapped
+            # What it holds is what it told of, and the process around it; the mapped file is in neither.
+            assert reported.host_bytes() * 0.9 <= held <= reported.host_bytes() + 100 * 2**20
+            seen.append((footprint(launched, reported, None, held), printed_bytes(served.log_tail())))
+        finally:
+            served.stop()
+            await served.exited()
+    (learned, _), (_, printed) = seen
+    assert learned.complete
+    assert abs(learned.reported_bytes - printed) <= printed / 1000
 
 
 @pytest.mark.engine

@@ -17,6 +17,7 @@ from modeld.core.model import Companion, FlashAttention, KvType, LaunchOptions, 
 from modeld.errors import EngineMissing, ModelUnavailable, SpawnFailed
 from modeld.runtime.adapters import llama_server
 from modeld.runtime.adapters.llama_server import Build, LlamaServerAdapter, arguments, read_build
+from modeld.runtime.devices import EngineDevice
 
 FAKE = Path(__file__).parents[2] / "stub" / "fake_llama.py"
 SPEC = ModelSpec(ModelId("a.gguf"), path="/m/a.gguf", options=LaunchOptions(ctx=512, parallel=2, threads=3, extra_args=("--jinja",)))
@@ -96,6 +97,48 @@ async def test_a_runtime_dir_that_is_none_is_told_and_nothing_more(tmp_path: Pat
     (tmp_path / "file").unlink()
     assert (await adapter.describe()).build == "1 (fake)"  # what could not be looked at is looked at again
     await adapter.close()
+
+
+async def test_the_devices_are_listed(make: Make) -> None:
+    adapter = make(devices=["  CUDA0: NVIDIA H100 (81559 MiB, 80000 MiB free)"])
+    info = await adapter.describe()
+    assert info.devices == ("CUDA0 (NVIDIA H100)",)
+    assert info.found == (EngineDevice("CUDA0", "NVIDIA H100", "GPU", 81559, 80000),)
+    await adapter.close()
+
+
+@pytest.mark.parametrize("script", [{"unknown_flags": ["--list-devices"]}, {"devices": []}, {"silent_version": True}])
+async def test_none_listed_and_nothing_said_are_not_the_same(make: Make, monkeypatch: pytest.MonkeyPatch, script: dict[str, Any]) -> None:
+    monkeypatch.setattr(llama_server, "LOOK_SECONDS_MAX", 0.5)
+    adapter = make(**script)
+    assert (await adapter.describe()).found == (() if "devices" in script else None)
+    await adapter.close()
+
+
+def test_sizes_are_asked_for_where_that_does_not_show_what_people_ask() -> None:
+    """In older builds the same level is the one for debugging, and the sizes are told by default."""
+    usage = ["-m FNAME", "--host HOST", "-lv,   --verbosity, --log-verbosity N", "        - 3: info"]
+    new, old = ([*usage, f"        - 4: {level}"] for level in ("trace (more info)", "debug"))
+    assert " -lv 4 " in f" {' '.join(arguments(SPEC, Path('/s'), read_build(None, new)))} "
+    assert "-lv" not in arguments(SPEC, Path("/s"), read_build(None, old))
+    assert "-lv" not in arguments(SPEC, Path("/s"), Build())
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        ({}, ""),
+        ({"devices": ("CUDA1",)}, "--device CUDA1"),
+        ({"devices": ("CUDA0", "CUDA2"), "tensor_split": (3, 2)}, "--device CUDA0,CUDA2 --split-mode layer --tensor-split 3,2"),
+        ({"ngl": 0}, "--device none"),  # else each device is opened, and takes memory for that
+    ],
+)
+def test_the_devices_are_flags(options: dict[str, Any], flags: str) -> None:
+    placed = arguments(ModelSpec(ModelId("a"), path="/m", options=LaunchOptions(**options)), Path("/s"), Build())
+    wanted = flags.split()
+    start = placed.index(wanted[0]) if wanted else 0
+    assert placed[start : start + len(wanted)] == wanted
+    assert {"--device", "--split-mode", "--tensor-split"} & set(placed) == {flag for flag in wanted if flag.startswith("--")}
 
 
 def test_every_option_is_a_flag() -> None:

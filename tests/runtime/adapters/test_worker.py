@@ -35,7 +35,15 @@ class Speculative(IntEnum):
     COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE = 1
 
 
+class SplitMode(IntEnum):
+    LLAMA_SPLIT_MODE_NONE = 0
+    LLAMA_SPLIT_MODE_LAYER = 1
+
+
+DEVICES = [("CPU", "CPU"), ("CUDA0", "GPU"), ("BLAS", "ACCEL"), ("CUDA1", "GPU"), ("CUDA2", "GPU"), ("Vulkan3", "IGPU")]
 ENGINE = SimpleNamespace(
+    llama_split_mode=SplitMode,
+    get_device_info=lambda: [{"name": name, "description": "", "type": f"GGML_BACKEND_DEVICE_TYPE_{kind}"} for name, kind in DEVICES],
     ggml_type=GgmlType,
     llama_flash_attn_type=FlashAttn,
     llama_pooling_type=Pooling,
@@ -51,6 +59,7 @@ def applied(spec: ModelSpec) -> SimpleNamespace:
         cpuparams=SimpleNamespace(),
         cpuparams_batch=SimpleNamespace(),
         lora_adapters=[],
+        tensor_split=[0.0] * 8,
         speculative=SimpleNamespace(
             types=[0],
             draft=SimpleNamespace(mparams=SimpleNamespace(path=""), cpuparams=SimpleNamespace(), cpuparams_batch=SimpleNamespace()),
@@ -100,6 +109,28 @@ def test_what_is_loaded_beside_a_model() -> None:
     assert (alone.lora_adapters, alone.speculative.types, alone.speculative.draft.mparams.path) == ([], [0], "")
 
 
+def placed(**options: object) -> tuple[int | None, int | None, list[float]]:
+    params = applied(ModelSpec(ModelId("a.gguf"), path="/m", options=LaunchOptions(**options)))  # type: ignore[arg-type]
+    return getattr(params, "split_mode", None), getattr(params, "main_gpu", None), params.tensor_split
+
+
+def test_it_runs_on_the_devices_that_were_chosen() -> None:
+    none = [0.0] * 8
+    assert placed() == (None, None, none)
+    assert placed(devices=("CUDA1",)) == (SplitMode.LLAMA_SPLIT_MODE_NONE, 1, none)
+    assert placed(devices=("CUDA2", "CUDA0"), tensor_split=(3, 5)) == (SplitMode.LLAMA_SPLIT_MODE_LAYER, None, [5.0, 0.0, 3.0, *none[3:]])
+    assert placed(devices=("CUDA0", "CUDA1")) == (SplitMode.LLAMA_SPLIT_MODE_LAYER, None, [1.0, 1.0, *none[2:]])
+
+
+def test_without_a_layer_on_a_device_none_is_opened() -> None:
+    assert placed(ngl=0) == (SplitMode.LLAMA_SPLIT_MODE_NONE, -1, [0.0] * 8)
+
+
+def test_a_device_that_is_gone_fails_the_load() -> None:
+    with pytest.raises(RuntimeError, match="the engine has CUDA0, CUDA1, CUDA2"):
+        placed(devices=("CUDA7",))
+
+
 def test_no_pings_are_sent() -> None:
     """A ping would begin an answer before its first token, and a server that computes nothing any more would go on sending them."""
     assert applied(ModelSpec(ModelId("a.gguf"), path="/m/a.gguf")).sse_ping_interval == -1
@@ -126,8 +157,9 @@ def test_the_names_are_the_real_engines() -> None:
 
     names = [f"GGML_TYPE_{kv_type.value.upper()}" for kv_type in KvType]
     beside = "x.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE; x.CommonAdapterLoraInfo().scale"
+    split = "x.llama_split_mode.LLAMA_SPLIT_MODE_NONE; x.llama_split_mode.LLAMA_SPLIT_MODE_LAYER; x.CommonParams().main_gpu"
     flash = [one.name for one in FlashAttn]
-    code = f"import xllamacpp as x; {beside}; [x.ggml_type[n] for n in {names}]; [x.llama_flash_attn_type[n] for n in {flash}]"
+    code = f"import xllamacpp as x; {beside}; {split}; [x.ggml_type[n] for n in {names}]; [x.llama_flash_attn_type[n] for n in {flash}]"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

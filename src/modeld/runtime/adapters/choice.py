@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Final
 
 from modeld.errors import ConfigError
-from modeld.runtime.adapters.embedded import Device, EmbeddedAdapter, find_engine
+from modeld.runtime.adapters.embedded import EmbeddedAdapter, find_engine
 from modeld.runtime.adapters.external import ExternalAdapter
 from modeld.runtime.adapters.interface import Adapter, EngineInfo
 from modeld.runtime.adapters.llama_server import LlamaServerAdapter
+from modeld.runtime.devices import EngineDevice
 
 BINARY: Final = "llama-server"
 _GPU_FILES: Final = (("NVIDIA GPU", "nvidia[0-9]*"), ("AMD GPU", "kfd"), ("GPU", "dri/renderD*"))
@@ -94,5 +95,5 @@ def _on_path() -> Path | None:
     return None if found is None else Path(found)
 
 
-def _uses_gpu(devices: tuple[Device, ...] | None) -> bool:
+def _uses_gpu(devices: tuple[EngineDevice, ...] | None) -> bool:
     return any(device.kind not in ("CPU", "ACCEL") for device in devices or ())

@@ -13,7 +13,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -24,19 +23,11 @@ from modeld.runtime.adapters import worker
 from modeld.runtime.adapters.interface import Adapter, EngineInfo, Served
 from modeld.runtime.adapters.process import FileCheck, PrivateFolder, ServedProcess, Stall
 from modeld.runtime.child import Child, LineFilter, child_environment
+from modeld.runtime.devices import EngineDevice, read_described
 
 DESCRIBE_SECONDS_MAX: Final = 15.0
 STATE_LINES: Final = {"LLAMA_SERVER_ROUTER_PORT": "1"}
 """Makes llama.cpp write its state to standard output, as for a router of its own: progress, and readiness at once. No port is opened."""
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """One device the engine can use. `kind` is llama.cpp's word: CPU, GPU, IGPU, ACCEL."""
-
-    name: str
-    description: str
-    kind: str
 
 
 class EmbeddedAdapter(Adapter):
@@ -50,7 +41,7 @@ class EmbeddedAdapter(Adapter):
         self._stall = stall or Stall()
         self._files = FileCheck()
         self._asked = False
-        self._devices: tuple[Device, ...] | None = None
+        self._devices: tuple[EngineDevice, ...] | None = None
         self._why_silent = "the engine did not say which devices it can use"
 
     async def describe(self) -> EngineInfo:
@@ -60,9 +51,9 @@ class EmbeddedAdapter(Adapter):
         devices = await self.devices()
         if devices is None:
             return EngineInfo(self.name, build(), (), self._why_silent)
-        return EngineInfo(self.name, build(), tuple(f"{one.name} ({one.description})" for one in devices))
+        return EngineInfo(self.name, build(), tuple(f"{one.name} ({one.description})" for one in devices), found=devices)
 
-    async def devices(self) -> tuple[Device, ...] | None:
+    async def devices(self) -> tuple[EngineDevice, ...] | None:
         """Asked in a child of its own, once: the engine's import costs memory and time. None when it is missing or gives no answer."""
         found = find_engine()
         if found is not None and not self._asked:
@@ -70,7 +61,7 @@ class EmbeddedAdapter(Adapter):
             self._asked = True
         return None if found is None else self._devices
 
-    async def _ask(self, found: Path) -> tuple[Device, ...] | None:
+    async def _ask(self, found: Path) -> tuple[EngineDevice, ...] | None:
         lines: list[bytes] = []
 
         def keep(line: bytes) -> bool:
@@ -167,6 +158,8 @@ def parameters(spec: ModelSpec, socket: Path, import_path: Path) -> worker.Param
         "parallel": options.parallel,
         "threads": options.threads,
         "ngl": options.ngl,
+        "devices": list(options.devices),
+        "tensor_split": list(options.tensor_split),
         "batch": options.batch,
         "ubatch": options.ubatch,
         "kv_type": options.kv_type.value,
@@ -178,14 +171,12 @@ def parameters(spec: ModelSpec, socket: Path, import_path: Path) -> worker.Param
     }
 
 
-def _read_devices(lines: list[bytes]) -> tuple[Device, ...] | None:
+def _read_devices(lines: list[bytes]) -> tuple[EngineDevice, ...] | None:
     for line in lines:
         try:
             listed = json.loads(line)["devices"]
-            return tuple(
-                Device(str(one["name"]), str(one["description"]), str(one["type"]).removeprefix("GGML_BACKEND_DEVICE_TYPE_"))
-                for one in listed
-            )
         except (ValueError, TypeError, LookupError):
             continue
+        if (found := read_described(listed)) is not None:
+            return found
     return None

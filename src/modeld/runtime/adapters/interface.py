@@ -12,18 +12,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from modeld.core.model import InstanceId, ModelSpec
+from modeld.runtime.devices import EngineDevice
 from modeld.runtime.loadlines import Reported
 from modeld.runtime.upstream import Endpoint, Exchange
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What runs, for the start-up line and /status. `warning` is shown once at start (for example an unused GPU)."""
+    """What runs, for the start-up line and /status. `warning` is shown once at start (for example an unused GPU).
+
+    `devices` is for people; `found` what the engine told of each, None = it does not say.
+    """
 
     adapter: str
     build: str
     devices: tuple[str, ...]
     warning: str = ""
+    found: tuple[EngineDevice, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

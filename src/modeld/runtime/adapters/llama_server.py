@@ -22,14 +22,19 @@ from modeld.runtime.adapters import shim
 from modeld.runtime.adapters.interface import Adapter, EngineInfo, Served
 from modeld.runtime.adapters.process import FileCheck, PrivateFolder, ServedProcess, Stall
 from modeld.runtime.child import Child, capture, child_environment
+from modeld.runtime.devices import EngineDevice, read_list
 
 LOOK_SECONDS_MAX: Final = 2.0
+DEVICES_SECONDS_MAX: Final = 10.0
+"""For a binary that has answered before: the drivers of several cards take seconds to start."""
 LAYERS_ALL: Final = 999
 LOG_LEVEL: Final = "4"
-"""llama-server tells the sizes of its buffers at this level, one above its default. A request costs a few more lines of log."""
+"""llama-server tells the sizes of its buffers at this level, one above its default; a request costs fifteen more lines of log. In older
+builds, which tell them by default, this is the level for debugging: what people ask would be in the log."""
 BUILD_CHARS_MAX: Final = 120
 
 _FLAG: Final = re.compile(r"(?<![\w-])--?[a-zA-Z][\w-]*")
+_TRACE: Final = re.compile(rf"-\s*{LOG_LEVEL}:\s*trace\b")
 _VERSION: Final = re.compile(r"version:?\s*(.*)", re.IGNORECASE)
 
 
@@ -37,12 +42,14 @@ _VERSION: Final = re.compile(r"version:?\s*(.*)", re.IGNORECASE)
 class Build:
     """What a binary says of itself. `flags` is None when it did not say: then it is taken to know them all.
 
-    `flash_attn_takes_value` is false for old builds, where the flag stands alone.
+    `flash_attn_takes_value` is false for old builds, where the flag stands alone. `tells_sizes_at` is the log level at which it tells the
+    sizes of its buffers, "" where it does so by default.
     """
 
     name: str = "unknown build"
     flags: frozenset[str] | None = None
     flash_attn_takes_value: bool = True
+    tells_sizes_at: str = ""
 
     def knows(self, *names: str) -> str | None:
         """The first of the names that this build knows, or None."""
@@ -71,9 +78,10 @@ class LlamaServerAdapter(Adapter):
             return EngineInfo(self.name, "missing", (), error.message)
         except SpawnFailed as error:  # no folder to run it in: every start will say the same
             return EngineInfo(self.name, "unknown build", (), error.message)
+        devices = await self._ask_devices(build)
         left_out = left_out_flags(build)
         warning = f"this llama-server does not know {', '.join(left_out)}: left out" if left_out else ""
-        return EngineInfo(self.name, build.name, (), warning)
+        return EngineInfo(self.name, build.name, tuple(f"{one.name} ({one.description})" for one in devices or ()), warning, found=devices)
 
     async def check(self, spec: ModelSpec) -> None:
         build = await self._look()
@@ -126,12 +134,20 @@ class LlamaServerAdapter(Adapter):
                 self._looked_at = (stat.st_mtime_ns, stat.st_size)
             return self._build
 
-    async def _ask(self, flag: str) -> list[str] | None:
-        """What the binary says within 2 s, or None. Raises SpawnFailed."""
+    async def _ask_devices(self, build: Build) -> tuple[EngineDevice, ...] | None:
+        """The devices this build can use; None when it does not say. A binary that was silent is not waited for again."""
+        if build.flags is None or build.knows("--list-devices") is None:
+            return None
+        return read_list(await self._ask("--list-devices", DEVICES_SECONDS_MAX) or ())
+
+    async def _ask(self, flag: str, seconds_max: float | None = None) -> list[str] | None:
+        """What the binary says within 2 s (`seconds_max`), or None. Raises SpawnFailed."""
         folder = self._folder.path
         command = self._argv([str(self._binary), flag])
         try:
-            code, lines = await capture(command, env=child_environment(os.environ, folder), cwd=folder, seconds_max=LOOK_SECONDS_MAX)
+            code, lines = await capture(
+                command, env=child_environment(os.environ, folder), cwd=folder, seconds_max=seconds_max or LOOK_SECONDS_MAX
+            )
         except SpawnFailed:
             return None
         return lines if code is not None and not any(line.startswith(shim.MARK) for line in lines) else None
@@ -143,9 +159,9 @@ def read_build(version: list[str] | None, usage: list[str] | None) -> Build:
     flags = frozenset(flag for line in usage or () for flag in _FLAG.findall(line))
     known = flags if {"-m", "--host"} <= flags else None
     flash_line = next((line for line in usage or () if "--flash-attn" in line), "")
-    return Build(
-        name[:BUILD_CHARS_MAX] or "unknown build", known, known is None or any(mark in flash_line for mark in ("on|off", "FA", "{on"))
-    )
+    takes_value = known is None or any(mark in flash_line for mark in ("on|off", "FA", "{on"))
+    level = LOG_LEVEL if any(_TRACE.search(line) for line in usage or ()) else ""
+    return Build(name[:BUILD_CHARS_MAX] or "unknown build", known, takes_value, level)
 
 
 def left_out_flags(build: Build) -> list[str]:
@@ -184,7 +200,7 @@ def arguments(spec: ModelSpec, socket: Path, build: Build) -> list[str]:
         result.append("-fa")
     wanted: list[tuple[tuple[str, ...], str | None]] = [
         (("--fit",), "off"),
-        (("-lv", "--verbosity", "--log-verbosity"), LOG_LEVEL),
+        *([(("-lv", "--verbosity", "--log-verbosity"), build.tells_sizes_at)] if build.tells_sizes_at else []),
         (("-cram",), str(options.cache_ram_mb)),
         (("-ctxcp", "--swa-checkpoints"), str(options.ctx_checkpoints)),
         (("--slots",), None),
@@ -199,9 +215,25 @@ def arguments(spec: ModelSpec, socket: Path, build: Build) -> list[str]:
     elif spec.kind is ModelKind.EMBED:
         wanted += [(("--embeddings", "--embedding"), None), (("--pooling",), spec.pooling)]
     wanted += _beside(spec)
+    wanted += placement(spec)
     for names, value in wanted:
         if (known := build.knows(*names)) is not None:
             result += [known] if value is None else [known, value]
     if spec.mmproj is not None:
         result += ["--mmproj", spec.mmproj]
     return [*result, *options.extra_args]
+
+
+def placement(spec: ModelSpec) -> list[tuple[tuple[str, ...], str | None]]:
+    """On the devices that were chosen, and on none when no layer is to be on one: else each takes memory that nobody counted."""
+    options = spec.options
+    if options.ngl == 0:
+        return [(("--device", "-dev"), "none")]
+    if not options.devices:
+        return []
+    chosen: list[tuple[tuple[str, ...], str | None]] = [(("--device", "-dev"), ",".join(options.devices))]
+    if len(options.devices) > 1:
+        chosen.append((("--split-mode", "-sm"), "layer"))
+        if options.tensor_split:
+            chosen.append((("--tensor-split", "-ts"), ",".join(map(str, options.tensor_split))))
+    return chosen

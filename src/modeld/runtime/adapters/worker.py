@@ -53,6 +53,8 @@ class Parameters(TypedDict):
     ngl: int
     batch: int
     ubatch: int
+    devices: list[str]
+    tensor_split: list[int]
     kv_type: str
     flash_attn: str
     kv_unified: bool
@@ -110,6 +112,7 @@ def apply(params: Any, wanted: Parameters, engine: Any) -> None:
     params.cache_type_v = kv_type
     params.flash_attn_type = engine.llama_flash_attn_type[f"LLAMA_FLASH_ATTN_TYPE_{flash}"]
     params.n_gpu_layers = LAYERS_ALL if wanted["ngl"] < 0 else wanted["ngl"]
+    place(params, wanted, engine)
     params.cpuparams.n_threads = wanted["threads"]
     params.cpuparams_batch.n_threads = wanted["threads"]
     params.fit_params = False
@@ -151,6 +154,35 @@ def _apply_beside(params: Any, wanted: Parameters, engine: Any) -> None:
         params.speculative.types = [engine.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
 
 
+def place(params: Any, wanted: Parameters, engine: Any) -> None:
+    """On the devices that were chosen, and on no device at all when no layer is to be on one: else each takes memory that nobody counted.
+
+    The engine knows them by their number among those that it would use by itself.
+    """
+    if wanted["ngl"] == 0:
+        params.split_mode = engine.llama_split_mode.LLAMA_SPLIT_MODE_NONE
+        params.main_gpu = -1
+        return
+    chosen = wanted["devices"]
+    if not chosen:
+        return
+    kinds: dict[str, list[str]] = {"GPU": [], "IGPU": []}
+    for device in map(described, engine.get_device_info()):
+        kinds.setdefault(device["type"].rpartition("_")[2], []).append(device["name"])
+    names = kinds["GPU"] or kinds["IGPU"]
+    if any(name not in names for name in chosen):
+        raise RuntimeError(f"the device is gone: the engine has {', '.join(names) or 'none'}")
+    if len(chosen) == 1:
+        params.split_mode = engine.llama_split_mode.LLAMA_SPLIT_MODE_NONE
+        params.main_gpu = names.index(chosen[0])
+        return
+    params.split_mode = engine.llama_split_mode.LLAMA_SPLIT_MODE_LAYER
+    shares = dict(zip(chosen, wanted["tensor_split"] or [1] * len(chosen), strict=True))
+    split = list(params.tensor_split)
+    split[: len(names)] = [float(shares.get(name, 0)) for name in names]
+    params.tensor_split = split
+
+
 def quieten() -> None:
     """From now on the log says what it says by default. Another build may lack the function: then it stays as it is."""
     from xllamacpp import xllamacpp as extension
@@ -168,7 +200,11 @@ def serve(wanted: Parameters) -> int:
         sys.stderr.write(f"modeld: the engine cannot be imported: {error}\n")
         return EXIT_NO_ENGINE
     params = engine.CommonParams()
-    apply(params, wanted, engine)
+    try:
+        apply(params, wanted, engine)
+    except RuntimeError as error:
+        sys.stderr.write(f"modeld: {error}\n")
+        return EXIT_LOAD_FAILED
     # The engine points standard output elsewhere while it runs as somebody's child.
     out = os.dup(1)
     try:
@@ -190,12 +226,22 @@ def describe(import_path: str) -> int:
     except ImportError as error:
         sys.stderr.write(f"modeld: the engine cannot be imported: {error}\n")
         return EXIT_NO_ENGINE
-    devices = [
-        {"name": str(one["name"]), "description": str(one["description"]), "type": str(getattr(one["type"], "name", one["type"]))}
-        for one in engine.get_device_info()
-    ]
-    sys.stdout.write(json.dumps({"devices": devices}) + "\n")
+    sys.stdout.write(json.dumps({"devices": [described(one) for one in engine.get_device_info()]}) + "\n")
     return 0
+
+
+def described(one: Any) -> dict[str, Any]:
+    """One device, as far as this build tells of it: bytes, and the address of its card."""
+    kind = str(getattr(one["type"], "name", one["type"]))
+    total, free = int(one.get("memory_total", 0)), int(one.get("memory_free", 0))
+    return {
+        "name": str(one["name"]),
+        "description": str(one["description"]),
+        "type": kind,
+        "total": total,
+        "free": free,
+        "pci": str(one.get("device_id", "")),
+    }
 
 
 def main(argv: list[str]) -> int:
