@@ -384,7 +384,7 @@ class Scheduler:
                 self._do.watch(instance, now)
         self._refuse_misfits()
 
-    def _refuse_misfits(self, models: Iterable[ModelId] | None = None) -> None:
+    def _refuse_misfits(self, models: Iterable[ModelId] | None = None, *, replan: bool = True) -> None:
         """Lines of models that could never fit any more; wishes too. Of all that wait for room, or of `models`."""
         book = self._book
         for model in [*(model for _, _, model in book.demands), *book.wishes] if models is None else models:
@@ -394,7 +394,7 @@ class Scheduler:
                 self._do.refuse_line(model, misfit)
                 book.drop_wish(model, misfit)
                 book.last_error = misfit.message
-        self._do.replan = True
+        self._do.replan = self._do.replan or replan
 
     def _shut_down(self, now: float) -> None:
         book, do = self._book, self._do
@@ -424,7 +424,7 @@ class Scheduler:
                 self._planner.run(now)
                 if do.look_for_misfits:
                     do.look_for_misfits = False
-                    self._refuse_misfits()
+                    self._refuse_misfits(replan=False)  # they had no room in it
             self._settle(now)
             if not do.replan:
                 return
