@@ -31,7 +31,7 @@ from modeld.catalog.gguf import read_header
 from modeld.catalog.layers import memory_shape
 from modeld.core.compute import bound_bytes, compute_bytes, lattice
 from modeld.core.footprint import Point, Probe
-from modeld.core.memory import context_bytes, refused, weights_bytes
+from modeld.core.memory import context_bytes, flash, refused, weights_bytes
 from modeld.core.model import FlashAttention, KvType, LaunchOptions, ModelId, ModelSpec
 from modeld.runtime import probe_worker
 from modeld.runtime.probe import find_library, question
@@ -45,10 +45,10 @@ FLASH, NO_FLASH = FlashAttention.ON, FlashAttention.OFF
 BARS = {"probed": 0.005, "bounded": 0.05}
 
 
-def options(ctx: int, slots: tuple[int, bool], flash: FlashAttention, kv_type: KvType, ubatch: int = 512) -> LaunchOptions:
+def options(ctx: int, slots: tuple[int, bool], attention: FlashAttention, kv_type: KvType, ubatch: int = 512) -> LaunchOptions:
     """`slots` is (parallel, unified)."""
     return LaunchOptions(
-        ctx=ctx, parallel=slots[0], kv_unified=slots[1], flash_attn=flash, kv_type=kv_type, batch=max(2048, ubatch), ubatch=ubatch
+        ctx=ctx, parallel=slots[0], kv_unified=slots[1], flash_attn=attention, kv_type=kv_type, batch=max(2048, ubatch), ubatch=ubatch
     )
 
 
@@ -57,10 +57,10 @@ KV_TYPES = (KvType.F16, KvType.Q8_0, KvType.Q4_0)
 
 
 def full_grid() -> Iterator[LaunchOptions]:
-    for ctx, slots, flash, kv_type in product((4096, 32768), SLOTS, (FLASH, NO_FLASH), KV_TYPES):
-        yield options(ctx, slots, flash, kv_type)
-    for ctx, slots, flash, ubatch in product((6144, 20480), SLOTS[1:], (FLASH, NO_FLASH), (128, 2048)):
-        yield options(ctx, slots, flash, KvType.F16, ubatch)
+    for ctx, slots, attention, kv_type in product((4096, 32768), SLOTS, (FLASH, NO_FLASH), KV_TYPES):
+        yield options(ctx, slots, attention, kv_type)
+    for ctx, slots, attention, ubatch in product((6144, 20480), SLOTS[1:], (FLASH, NO_FLASH), (128, 2048)):
+        yield options(ctx, slots, attention, KvType.F16, ubatch)
 
 
 def small_grid() -> Iterator[LaunchOptions]:
@@ -74,16 +74,19 @@ def small_grid() -> Iterator[LaunchOptions]:
 
 @dataclass
 class Row:
-    """One model. Errors are shares of the total; `wrong` tells each cell in which weights, context or refusal differ."""
+    """One model. Errors are shares of the total; `probed_small` is for contexts that take less than 1 GiB in all.
+
+    `wrong` tells each cell in which weights, context or refusal differ.
+    """
 
     name: str
     family: str
     cells: int = 0
     refused: int = 0
     wrong: list[str] = field(default_factory=list)
-    largest: bool = False
     probed: float = 0.0
     probed_without_flash: float = 0.0
+    probed_small: float = 0.0
     bounded: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -102,7 +105,6 @@ def compare(path: Path, grid: Iterable[LaunchOptions], *, probes: bool = True) -
         sums = _sums(answer)
         total = sum(sums)
         here = replace(spec, options=one)
-        row.largest |= total >= GIB
         if total >= GIB:
             row.bounded.append((bound_bytes(here) - sums[2]) / total)
         key = (one.flash_attn, one.kv_type)
@@ -110,7 +112,7 @@ def compare(path: Path, grid: Iterable[LaunchOptions], *, probes: bool = True) -
             known[key] = probe(replace(spec, options=options(4096, (4, True), *key)))
         if probes:
             error = (compute_bytes(here, known[key]) - sums[2]) / total
-            name = "probed" if one.flash_attn is FLASH and not spec.memory.no_flash else "probed_without_flash"
+            name = "probed_small" if total < GIB else "probed" if flash(spec.memory, one) else "probed_without_flash"
             setattr(row, name, max(getattr(row, name), error, key=abs))
     row.seconds = round(time.monotonic() - started, 2)
     return row
@@ -179,8 +181,7 @@ def share(numbers: Sequence[float], at: float) -> float:
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
     bounded = [error for row in rows for error in row.bounded]
-    large = [row for row in rows if row.largest]
-    worst = max(large, key=lambda row: abs(row.probed))
+    worst = max(rows, key=lambda row: abs(row.probed))
     return {
         "models": len(rows),
         "families": len({row.family for row in rows}),
@@ -189,9 +190,9 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "wrong": sum(len(row.wrong) for row in rows),
         "probed_worst_1gib": abs(worst.probed),
         "probed_worst_model": worst.name,
-        "probed_worst_small": max((abs(row.probed) for row in rows if not row.largest), default=0.0),
-        "probed_worst_without_flash_1gib": max(abs(row.probed_without_flash) for row in large),
-        "probed_worst_without_flash_small": max((abs(row.probed_without_flash) for row in rows if not row.largest), default=0.0),
+        "probed_worst_without_flash_1gib": max(abs(row.probed_without_flash) for row in rows),
+        "probed_worst_small": max(abs(row.probed_small) for row in rows),
+        "probed_small_p95": share([abs(row.probed_small) for row in rows], 0.95),
         "bounded_cells_1gib": len(bounded),
         "bounded_least": min(bounded),
         "bounded_p95": share(bounded, 0.95),
@@ -220,7 +221,7 @@ def main(argv: Sequence[str]) -> int:
         folder = Path(name)
         makers = [(arch, lambda arch=arch: make_arch(folder / "small", arch)) for arch in SHAPES]
         makers += [(real, lambda real=real: make_real(folder / "real", real)) for real in MODELS]
-        print(f"{'model':22}{'family':15}{'cells':>6}{'refused':>8}{'wrong':>6}{'probed':>10}{'no flash':>10}{'bound':>8}{'most':>8}  s")
+        print(f"{'model':22}{'family':15} cells refused wrong    probed  no flash    small   bound    most     s")
         for title, make in makers:
             if wanted.only not in title:
                 continue
@@ -229,7 +230,7 @@ def main(argv: Sequence[str]) -> int:
             least, most = (f"{100 * end(row.bounded):.2f}%" if row.bounded else "-" for end in (min, max))
             print(
                 f"{row.name:22}{row.family:15}{row.cells:6}{row.refused:8}{len(row.wrong):6}{100 * row.probed:9.3f}%"
-                f"{100 * row.probed_without_flash:9.3f}%{least:>8}{most:>8}{row.seconds:6.1f}",
+                f"{100 * row.probed_without_flash:9.3f}%{100 * row.probed_small:8.3f}%{least:>8}{most:>8}{row.seconds:6.1f}",
                 flush=True,
             )
             for text in row.wrong[:2]:
