@@ -39,7 +39,8 @@ install: ## Make .venv and a working .venv/bin/modeld
 	@sh scripts/venv.sh run
 
 ##@ Check
-.PHONY: test lint unit sim squeeze mutants sim-table e2e-py coverage bench bench-relay bench-start bench-core bench-fairness chaos dev
+.PHONY: test lint unit sim squeeze mutants sim-table e2e-py coverage bench bench-relay bench-start bench-core bench-fairness bench-headers
+.PHONY: memory-grid chaos dev
 test: lint unit sim squeeze e2e-py coverage ## Everything CI runs: lint, unit, sim, squeeze, e2e-py and the coverage floor
 
 lint: dev ## ruff, mypy --strict, the import layers and the house rules
@@ -89,6 +90,12 @@ bench-core: install ## Microseconds of Scheduler.handle with 200 models and 5,00
 
 bench-fairness: install $(NEEDS_STARTER) ## Nobody starves, nothing thrashes: real daemon, real models (ARGS="--router LLAMA_SERVER" to compare)
 	$(BIN)/python bench/fairness.py --model '$(MODELD_TEST_STARTER)' $(ARGS)
+
+memory-grid: dev ## Predicted memory against llama.cpp's dry pass, 100 models: table, reports/memory-grid.json; minutes (ARGS="--only gemma")
+	PYTHONPATH=tests $(BIN)/python tests/memorygrid.py --out $(REPORTS) $(ARGS)
+
+bench-headers: dev ## Milliseconds to read a header of 262k tokens, and 200 files with and without the cache
+	PYTHONPATH=tests $(BIN)/python bench/headers.py $(ARGS)
 
 chaos: install $(NEEDS_STARTER) ## Kill 200 model servers under load and 25 daemons; minutes (ARGS="--kills 20 --daemons 3")
 	$(BIN)/python bench/chaos.py --model '$(MODELD_TEST_STARTER)' $(ARGS)

@@ -192,6 +192,17 @@ def test_a_vocabulary_of_262k_tokens_is_skipped_in_few_reads():
     assert got.bytes_read < len(data)
 
 
+@pytest.mark.parametrize("count", [4097, 255 * 17, 5000])
+@pytest.mark.parametrize("step", [64, 1 << 20])
+def test_short_and_long_strings_are_jumped_over_alike(count, step):
+    """Lengths around those that are skipped many at a time, also where a read ends inside such a run."""
+    sizes = [0, 1, 126, 127, 128, 255, 256, 300] + [1 + index % 90 for index in range(count - 8)]
+    strings = b"".join(struct.pack("<Q", size) + b"\0" * size for size in sizes)
+    tokens = Typed(ARRAY, raw=struct.pack("<IQ", STRING, count) + strings)
+    got = parse_in_steps(header({"a.tokens": tokens, "z.last": 7}), step)
+    assert (got.array_lengths["a.tokens"], got.metadata["z.last"]) == (count, 7)
+
+
 def test_plain_numbers_are_jumped_over_without_reading_them():
     count = 1 << 40
     start = header({"a": Typed(ARRAY, raw=struct.pack("<IQ", F64, count))}, pair_count=2)

@@ -111,13 +111,13 @@ def find_library() -> Path | None:
     return next(iter(sorted(Path(spec.origin).parent.glob("xllamacpp*.so"))), None)
 
 
-def question(spec: ModelSpec, library: Path, contexts: tuple[LaunchOptions, ...], seconds_max: float) -> Question:
-    """The line for the worker."""
+def question(spec: ModelSpec, library: Path, contexts: tuple[LaunchOptions, ...], seconds_max: float, *, repack: bool = True) -> Question:
+    """The line for the worker. `repack`: as a real server, which has a copy of a tied head where the CPU wants it in another layout."""
     return {
         "library": str(library),
         "model": spec.path,
         "ngl": spec.options.ngl,
-        "repack": True,
+        "repack": repack,
         "seconds": max(1, round(seconds_max)),
         "contexts": [wanted(spec, options) for options in contexts],
     }
