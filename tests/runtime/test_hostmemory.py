@@ -57,6 +57,20 @@ def test_a_group_that_holds_more_than_it_may_has_nothing_free(tmp_path: Path) ->
     assert read_host_memory(*tree(tmp_path, __memory_max=str(GIB), __memory_current=str(2 * GIB))).free_mb == 0
 
 
+@pytest.mark.parametrize("line", ["4:memory:/a/b\n", "12:cpuset:/x\n3:hugetlb,memory:/a/b\n0::/c\n"])
+def test_limits_of_version_1_count_too(tmp_path: Path, line: str) -> None:
+    """Those of the group above hold as well; what says "no limit" there is a number."""
+    roots = tree(
+        tmp_path,
+        group=line,
+        memory_a_b__memory_limit_in_bytes=f"{4 * GIB}\n",
+        memory_a_b__memory_usage_in_bytes=f"{3 * GIB}\n",
+        memory_a_b__memory_stat=f"inactive_file 1\nactive_file 1\ntotal_inactive_file {GIB}\ntotal_active_file {GIB // 2}\n",
+        memory_a__memory_limit_in_bytes="9223372036854771712\n",
+    )
+    assert read_host_memory(*roots) == HostMemory(4 << 10, 2560)
+
+
 def test_without_proc_the_system_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_host_memory(tmp_path, tmp_path).total_mb > 0
     monkeypatch.setattr(hostmemory.os, "sysconf", lambda name: -1 if name == "SC_PHYS_PAGES" else 1)

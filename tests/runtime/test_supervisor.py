@@ -18,6 +18,7 @@ import pytest
 from modeld.core.footprint import Probe
 from modeld.core.messages import (
     Event,
+    FootprintMeasured,
     FootprintProbed,
     InstanceExited,
     InstanceFailed,
@@ -35,6 +36,7 @@ from modeld.errors import Died, EngineMissing, InvariantError, LoadFailed, LoadS
 from modeld.runtime.adapters.interface import Adapter, EngineInfo, Served
 from modeld.runtime.adapters.llama_server import LlamaServerAdapter
 from modeld.runtime.adapters.process import Stall
+from modeld.runtime.meter import Meter
 from modeld.runtime.supervisor import Supervisor
 
 FAKE = Path(__file__).parents[1] / "stub" / "fake_llama.py"
@@ -101,6 +103,29 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
             await stage.supervisor.close()
             await stage.adapter.close()
     assert list((tmp_path / "run").glob("*")) == []
+
+
+async def test_what_a_model_had_when_it_ran_out_of_memory_is_told_before_its_end(tmp_path: Path) -> None:
+    """What it had, and what it asked for in vain, is the least that it takes."""
+    said = [
+        "load_tensors: loading model tensors",
+        "load_tensors: CUDA0 model buffer size = 100.00 MiB",
+        "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 64.00 MiB on device 0: cudaMalloc failed: out of memory",
+    ]
+    stage = Stage(tmp_path)
+    stage.supervisor = Supervisor(stage.adapter, stage.post, meter=Meter(stage.post))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(stage.supervisor.run(), name="supervisor")
+        await asyncio.sleep(0)
+        stage.supervisor.start(ONE, stage.spec(exit_in_load=1, stderr="\n".join(said) + "\n"))
+        failed = await stage.until(InstanceFailed)
+        await stage.until(MemoryFreed)
+        await stage.supervisor.close()
+    await stage.adapter.close()
+    assert stage.chain() == [InstanceSpawned, FootprintMeasured, *FAILED[1:]]
+    seen = next(event for event in stage.events if isinstance(event, FootprintMeasured))
+    assert (seen.footprint.device_bytes, seen.footprint.complete) == ({"CUDA0": 100 << 20}, False)
+    assert failed.error.asked_bytes == 64 << 20
 
 
 async def test_a_model_is_served_and_unloaded(stage: Stage) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-only
 """How much main memory we may use, and how much of it is free; rule: what our group of processes is allowed counts, not the machine alone.
 
-/proc/meminfo, and cgroup v2's `memory.max`, `memory.current` and `memory.stat` of our own group and of all above it. A file that is
-missing or says "max" is no limit. The page cache counts as free, as the kernel's MemAvailable has it.
+/proc/meminfo, and cgroup v2's `memory.max`, `memory.current` and `memory.stat` of our own group and of all above it; version 1 has other
+names for them, and a folder of its own. A file that is missing or says "max" is no limit; version 1 writes a number that is more than any
+machine has. The page cache counts as free, as the kernel's MemAvailable has it.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ def read_host_memory(proc: Path = PROC, cgroup: Path = CGROUP) -> HostMemory:
     total, free = machine.get("MemTotal", 0) << 10, machine.get("MemAvailable", 0) << 10
     if not total:
         total, free = _by_sysconf()
-    for group in _groups(proc, cgroup):
-        limit = _number(group / "memory.max")
+    for group in (*_groups(proc, cgroup), *_groups(proc, cgroup / "memory", "memory")):
+        limit = _number(group / "memory.max") or _number(group / "memory.limit_in_bytes")
         if limit is None:
             continue
         stat = _numbers(group / "memory.stat")
-        held = (_number(group / "memory.current") or 0) - stat.get("inactive_file", 0) - stat.get("active_file", 0)
+        used = _number(group / "memory.current") or _number(group / "memory.usage_in_bytes") or 0
+        # Version 1 has the sums over all groups below under names of their own.
+        held = used - sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in ("inactive_file", "active_file"))
         total, free = min(total or limit, limit), min(free, max(0, limit - max(0, held)))
     return HostMemory(total >> 20, min(free, total) >> 20)
 
@@ -53,9 +56,10 @@ def held_mb(pids: Iterable[int], proc: Path = PROC) -> int:
     return sum(one.get("RssAnon", 0) + one.get("RssShmem", 0) for one in status) >> 10
 
 
-def _groups(proc: Path, cgroup: Path) -> Iterator[Path]:
-    """Our group's folder and those above it, as far as they can be seen from here."""
-    found = re.search(r"^0::(/.*)$", _text(proc / "self" / "cgroup"), re.MULTILINE)
+def _groups(proc: Path, cgroup: Path, controller: str = "") -> Iterator[Path]:
+    """Our group's folder and those above it, as far as they can be seen from here. Version 2 has no controller in its line."""
+    pattern = rf"^\d+:(?:\w+,)*{controller}(?:,\w+)*:(/.*)$" if controller else r"^0::(/.*)$"
+    found = re.search(pattern, _text(proc / "self" / "cgroup"), re.MULTILINE)
     inner = [part for part in (found[1] if found else "/").split("/") if part and part != ".."][:DEPTH_MAX]
     for depth in range(len(inner), -1, -1):
         yield cgroup.joinpath(*inner[:depth])

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -68,6 +69,11 @@ class Meter:
                 await self._look(instance, spec, served, When.LATER)
         finally:
             del self._used[instance]
+
+    def ran_out(self, instance: InstanceId, spec: ModelSpec, served: Served) -> None:
+        """It ran out of memory while it loaded: what it told of until then it did have, and that was not all."""
+        if (reported := served.reported()) is not None:
+            self._post(FootprintMeasured(instance, replace(footprint(spec, reported, None, 0), complete=False), When.READY))
 
     def used(self, instance: InstanceId) -> None:
         """A request has ended there."""

@@ -35,7 +35,7 @@ from modeld.core.messages import (
     Remember,
 )
 from modeld.core.model import InstanceId, ModelId, ModelSpec
-from modeld.errors import InstanceFault, InvariantError, LoadFailed, ModeldError, NotSupported, Refused, SpawnFailed
+from modeld.errors import InstanceFault, InvariantError, LoadFailed, ModeldError, NotSupported, OutOfMemory, Refused, SpawnFailed
 from modeld.runtime.adapters.interface import Adapter, ExitReport, Served
 from modeld.runtime.meter import Meter
 
@@ -224,6 +224,8 @@ class Supervisor:
             log.warning("failed %s: %s (%s)", instance, failure.message, failure.detail)
             entry.stopping = True
             served.stop()
+            if self._meter is not None and isinstance(failure, OutOfMemory):
+                self._meter.ran_out(instance, spec, served)
             self._post(InstanceFailed(instance, failure))
         report = await self._report(instance, served)
         if looks is not None:

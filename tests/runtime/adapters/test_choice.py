@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,6 +76,20 @@ async def test_a_gpu_that_stands_unused_is_told(tmp_path: Path, monkeypatch: pyt
     path_with_server.unlink()
     name, warning = await chosen(tmp_path, gpus=("NVIDIA GPU",))
     assert (name, "NVIDIA GPU" in warning) == ("embedded", True)
+
+
+@pytest.mark.parametrize(
+    ("script", "warns"),
+    [({}, True), ({"devices": ["  CUDA0: NVIDIA H100 (1 MiB, 1 MiB free)"]}, False), ({"unknown_flags": ["--list-devices"]}, False)],
+)
+async def test_a_server_that_was_built_for_no_gpu_is_told_of(tmp_path: Path, script: dict[str, Any], warns: bool) -> None:
+    """One that does not say what it can use is believed to use all."""
+    binary = tmp_path / "server"
+    shutil.copy(FAKE, binary)
+    Path(f"{binary}.script.json").write_text(json.dumps(script), encoding="utf-8")
+    _, warning = await chosen(tmp_path, adapter="llama-server", bin_=binary, gpus=("NVIDIA GPU",))
+    assert ("NVIDIA GPU" in warning) is warns
+    assert await chosen(tmp_path, adapter="llama-server", bin_=binary) == ("llama-server", "")
 
 
 async def test_without_the_package_a_server_on_path_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path_with_server: Path) -> None:

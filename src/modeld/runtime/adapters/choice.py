@@ -26,6 +26,7 @@ from modeld.runtime.adapters.llama_server import LlamaServerAdapter
 from modeld.runtime.devices import EngineDevice
 
 BINARY: Final = "llama-server"
+_UNUSED: Final = "this machine has a {} that {} cannot use: models run on the CPU. {} llama-server that was built for it."
 _GPU_FILES: Final = (("NVIDIA GPU", "nvidia[0-9]*"), ("AMD GPU", "kfd"), ("GPU", "dri/renderD*"))
 
 
@@ -53,26 +54,25 @@ async def choose(
     if adapter == "llama-server" or (adapter is None and llama_bin is not None):  # 2
         if llama_bin is None and on_path is None:
             raise ConfigError("adapter: llama-server needs llama_bin, or a llama-server on PATH")
-        return await _llama_server(llama_bin or on_path, runtime_dir, stop_grace)
+        return await _llama_server(llama_bin or on_path, runtime_dir, stop_grace, gpus())
     embedded = EmbeddedAdapter(runtime_dir=runtime_dir, stop_grace=stop_grace)
     seen = gpus()
     async with _closed_on_failure(embedded):
         unused = seen[0] if seen and not _uses_gpu(await embedded.devices()) else None
     if adapter is None and on_path is not None and (unused is not None or find_engine() is None):  # 3, 4
         await embedded.close()
-        return await _llama_server(on_path, runtime_dir, stop_grace)
+        return await _llama_server(on_path, runtime_dir, stop_grace, seen)
     _, info = await _described(embedded)  # 5
     if unused is not None and not info.warning:
-        info = dataclasses.replace(
-            info,
-            warning=f"this machine has a {unused} that the embedded build cannot use: models run on the CPU. "
-            "Set llama_bin to a llama-server that was built for it.",
-        )
+        info = dataclasses.replace(info, warning=_UNUSED.format(unused, "the embedded build", "Set llama_bin to a"))
     return embedded, info
 
 
-async def _llama_server(binary: Path | None, runtime_dir: Path, stop_grace: float) -> tuple[Adapter, EngineInfo]:
-    return await _described(LlamaServerAdapter(binary=binary, runtime_dir=runtime_dir, stop_grace=stop_grace))
+async def _llama_server(binary: Path | None, runtime_dir: Path, stop_grace: float, gpus: tuple[str, ...]) -> tuple[Adapter, EngineInfo]:
+    adapter, info = await _described(LlamaServerAdapter(binary=binary, runtime_dir=runtime_dir, stop_grace=stop_grace))
+    if gpus and info.found is not None and not _uses_gpu(info.found) and not info.warning:
+        info = dataclasses.replace(info, warning=_UNUSED.format(gpus[0], "this llama-server", "Take a"))
+    return adapter, info
 
 
 async def _described(adapter: Adapter) -> tuple[Adapter, EngineInfo]:
