@@ -234,6 +234,13 @@ def test_what_is_incomplete_only_raises_and_is_not_learned() -> None:
     assert (play.instance("a").devices_mb, figure(play)) == ({LOCAL: 120}, (FORMULA_MB, Source.FORMULA))
 
 
+def test_what_is_read_while_it_loads_is_never_all() -> None:
+    play = Play([sized("a", 40)], budget=500).at(0, arrive("r1", "a")).at(1, took(1, "a", 30)).gives()
+    assert (play.instance("a").devices_mb, figure(play)) == ({LOCAL: FORMULA_MB}, (FORMULA_MB, Source.FORMULA))
+    play.at(2, took(1, "a", 130)).gives()
+    assert play.instance("a").devices_mb == {LOCAL: 130}
+
+
 def test_a_launch_that_took_less_than_an_earlier_one_is_still_booked_with_the_mark() -> None:
     plain = sized("a", 40)
     play = loaded(Play([plain], budget=500).at(0, remembered(plain, 80)), "a").at(1, took(1, "a", 60))

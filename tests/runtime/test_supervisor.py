@@ -276,6 +276,22 @@ async def test_crash_in_mid_stream(stage: Stage) -> None:
     assert stage.chain() == SERVED
 
 
+@pytest.mark.parametrize(("said", "ran_out"), [("CUDA error: out of memory\n", True), ("llama_decode: it does not work\n", False)])
+async def test_a_crash_says_whether_memory_ran_out(stage: Stage, said: str, ran_out: bool) -> None:
+    """By what the child wrote: a signal alone may have been sent by anybody."""
+    served = await stage.start(crash_at_token=3, stderr=said)
+    exchange = await served.generate("POST", "/completion", [], b'{"prompt": "a", "stream": true}')
+    with pytest.raises(Died):
+        await exchange.read(10_000)
+    assert (await stage.until(InstanceExited)).ran_out is ran_out
+
+
+async def test_one_that_was_told_to_end_did_not_run_out(stage: Stage) -> None:
+    await stage.start(stderr="CUDA error: out of memory\n")
+    stage.supervisor.stop(ONE, "test")
+    assert (await stage.until(InstanceExited)).ran_out is False
+
+
 async def test_killed_from_outside(stage: Stage) -> None:
     served = await stage.start()
     assert served.pid is not None

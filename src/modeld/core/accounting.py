@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import assert_never
 
 from modeld.core.book import Book
@@ -48,17 +49,18 @@ class Accounting:
         instance = self._book.instances.get(event.instance)
         if instance is None or instance.external or instance.state not in (State.LOADING, State.READY, State.DRAINING):
             return
-        measured = instance.measured = event.footprint.at_least(instance.measured)
+        seen = replace(event.footprint, complete=event.footprint.complete and instance.state is not State.LOADING)  # more is to come
+        measured = instance.measured = seen.at_least(instance.measured)
         cost, may_fall = instance.cost, measured.complete and instance.spec.vram_mb is None
         if cost is not None and cost.key and measured.complete:
             known = self._book.known.learned.get(cost.key) or Learned(instance.model)
             marks = measured.peak(known.footprint)
             loads = known.loads + (event.when is When.READY)
-            is_settled = event.when is not When.READY and event.footprint.complete
+            is_settled = event.when is not When.READY and seen.complete
             least = min(known.least_bytes, marks.total_bytes) if is_settled else known.least_bytes
             said = Learned(instance.model, marks, least, cost.total_bytes, cost.source, loads, in_short(instance.spec.options))
             self._do.learn(instance, cost.key, said)
-            may_fall = may_fall and marks == measured and (is_settled or not least)
+            may_fall = may_fall and marks.total_bytes == measured.total_bytes and (is_settled or not least)
         self._correct(instance, measured, may_fall=may_fall)
 
     def _correct(self, instance: Instance, measured: Footprint, *, may_fall: bool) -> None:
