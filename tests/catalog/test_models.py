@@ -12,7 +12,7 @@ from makegguf import make_gguf, make_split
 from modeld.catalog import headers
 from modeld.catalog.launch import usable_cpu_count
 from modeld.catalog.models import Catalog, ModelOverride, ModelTable, PartialOptions
-from modeld.core.model import AttentionLayers, Degrade, LaunchOptions, MemoryShape, ModelId, ModelKind, ModelSpec, Priority
+from modeld.core.model import AttentionLayers, Degrade, LaunchOptions, MemoryShape, ModelId, ModelKind, ModelSpec, Priority, Widths
 from modeld.errors import UnknownModel
 
 
@@ -62,6 +62,7 @@ def test_a_model_is_described_by_its_header(tmp_path):
             key_length=16,
             value_length=16,
             tied_bytes=weights,
+            widths=Widths(embedding=64, heads=4, head=16),
         ),
         header_hash=spec.header_hash,
         options=LaunchOptions(ctx=4096, threads=usable_cpu_count()),

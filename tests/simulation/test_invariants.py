@@ -324,5 +324,17 @@ def test_an_invariant_can_be_left_out() -> None:
 
 def test_every_invariant_is_explained() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "simulation.md").read_text(encoding="utf-8")
-    rows = set(re.findall(r"^\| `(\w+)` \|", text.partition("## Policies")[0], re.MULTILINE))
+    rows = set(re.findall(r"^\| `(\w+)` \|", text.partition("## Under pressure")[0], re.MULTILINE))
     assert rows == {*NAMES, "requests", "one_instance", "clock", "core"}
+
+
+def test_every_rule_of_the_referee_is_explained() -> None:
+    root = Path(__file__).resolve().parents[2]
+    text = (root / "docs" / "simulation.md").read_text(encoding="utf-8").partition("## Under pressure")[2].partition("## When")[0]
+    rows = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    sources = [
+        (root / "src" / "modeld" / "simulation" / f"{name}.py").read_text(encoding="utf-8") for name in ("referee", "pressure", "machine")
+    ]
+    told = {name for source in sources for name in re.findall(r"fail\(\s*\"(\w+)\"", source)}
+    assert told <= rows
+    assert len(rows) >= len(told) >= 9

@@ -109,7 +109,7 @@ async def test_the_devices_are_listed(make: Make) -> None:
 
 @pytest.mark.parametrize("script", [{"unknown_flags": ["--list-devices"]}, {"devices": []}, {"silent_version": True}])
 async def test_none_listed_and_nothing_said_are_not_the_same(make: Make, monkeypatch: pytest.MonkeyPatch, script: dict[str, Any]) -> None:
-    monkeypatch.setattr(llama_server, "LOOK_SECONDS_MAX", 0.5)
+    monkeypatch.setattr(llama_server, "LOOK_SECONDS_MAX", 3.0)
     adapter = make(**script)
     assert (await adapter.describe()).found == (() if "devices" in script else None)
     await adapter.close()
