@@ -153,7 +153,7 @@ def ask(spec: ModelSpec, contexts: Sequence[LaunchOptions]) -> list[dict[str, An
     found: list[dict[str, Any]] = []
     for start in range(0, len(contexts), ASKED_AT_ONCE):
         some = tuple(contexts[start : start + ASKED_AT_ONCE])
-        asked = question(spec, library, some, SECONDS_MAX, repack=False)
+        asked = question(spec, library, some, SECONDS_MAX, repack=False) | {"enough": SECONDS_MAX}
         ran = subprocess.run(
             [sys.executable, "-I", "-S", probe_worker.__file__, str(os.getpid())],
             input=json.dumps(asked) + "\n",

@@ -116,3 +116,10 @@ async def test_one_child_at_a_time(prober: Prober, llama: Path, monkeypatch: pyt
     monkeypatch.setattr(prober, "_answers", counted)
     found = await asyncio.gather(*(prober.ask(spec(llama)) for _ in range(3)))
     assert most == 1 and found[0] == found[1] == found[2]
+
+
+async def test_after_a_while_no_further_context_is_asked_about(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(probe, "ENOUGH_SHARE", 10**9)
+    asked = spec(llama)
+    found = await Prober(tmp_path / "probe").ask(asked)
+    assert len(found.points) == 1 and found.compute_bytes == compute_bytes(asked, found)

@@ -40,8 +40,11 @@ TOKENS_ASKED: Final = (128, 512, 2048)
 """Batches for which a model without a cache is asked."""
 BATCHES_ASKED: Final = (512, 2048)
 """Without flash attention a model is asked for both: what is done for each cell is kept in other places of the buffer then."""
-SLOTS_ASKED: Final = ((128, 4), (128, 1), (512, 1), (2048, 1))
-"""Batches and slots for which a model with states is asked: per token as good as 16, 4, 1 and a quarter of a slot for a batch of 512."""
+SLOTS_ASKED: Final = ((128, 1), (512, 1), (128, 4), (2048, 1))
+"""Batches and slots for which a model with states is asked: per token as good as 4, 1, 16 and a quarter of a slot for a batch of 512.
+
+States are really allocated in a dry pass, so this can take seconds: the likeliest come first, and what is left out is extrapolated.
+"""
 SLOT_CELLS_ASKED: Final = (512, 1024, 2048, 4096, 8192, 32768)
 
 

@@ -27,6 +27,8 @@ from modeld.runtime.child import Child, child_environment
 from modeld.runtime.probe_worker import ContextWanted, Question
 
 SECONDS_MAX: Final = 30.0
+ENOUGH_SHARE: Final = 10
+"""One part in so many of the time limit is spent on contexts beside the launch itself."""
 AT_ONCE: Final = 1
 NOT_ASKED: Final = -1
 POOLING: Final = {"": NOT_ASKED, "none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
@@ -119,6 +121,7 @@ def question(spec: ModelSpec, library: Path, contexts: tuple[LaunchOptions, ...]
         "ngl": spec.options.ngl,
         "repack": repack,
         "seconds": max(1, round(seconds_max)),
+        "enough": seconds_max / ENOUGH_SHARE,
         "contexts": [wanted(spec, options) for options in contexts],
     }
 

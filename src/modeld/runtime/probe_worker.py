@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int, c_int32, c_size_t, c_uint32, c_void_p
 from typing import Any, TypedDict
 
@@ -55,6 +56,7 @@ class Question(TypedDict):
 
     repack    weights may be copied into a layout of the CPU's own
     seconds   of CPU time, at most
+    enough    seconds after which no further context is asked about
     """
 
     library: str
@@ -62,6 +64,7 @@ class Question(TypedDict):
     ngl: int
     repack: bool
     seconds: int
+    enough: float
     contexts: list[ContextWanted]
 
 
@@ -327,8 +330,11 @@ def main(argv: list[str]) -> int:
     if model is None:
         answer(out, {"error": library.first_error("llama.cpp refuses the model")})
         return EXIT_REFUSED
+    enough = time.monotonic() + question["enough"]
     for wanted in question["contexts"]:
         answer(out, library.ask(model, wanted))
+        if time.monotonic() > enough:
+            break
     return 0
 
 
