@@ -62,6 +62,7 @@ def test_a_model_is_described_by_its_header(tmp_path):
             key_length=16,
             value_length=16,
             tied_bytes=weights,
+            table_bytes=weights,
             widths=Widths(embedding=64, heads=4, head=16),
         ),
         header_hash=spec.header_hash,

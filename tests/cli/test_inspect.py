@@ -162,8 +162,8 @@ def test_people_are_told_what_it_is_and_what_it_costs(look: Inspect, tmp_path: P
     ):
         assert words in out
     rows = {line.split("  ")[1]: line for line in out.splitlines() if line.startswith("  ")}
-    assert "1.0  header, to the byte" in rows["weights"]
-    assert "2.0  formula, a bound" in rows["projector"]
+    assert "1.0   header, to the byte" in rows["weights on host"]
+    assert "2.0   formula, a bound" in rows["projector"]
     assert rows["sum"].split()[-1] == "formula"
 
 

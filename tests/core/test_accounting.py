@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from core.play import Play, arrive, gone, i, loaded, r, sized, spec, took
+from modeld.core.estimate import DEVICE_CONTEXT_MB, PROCESS_MB
 from modeld.core.footprint import MIB, Footprint, Learned, Probe, Source, When, in_short, launch_key, probe_key
 from modeld.core.messages import (
     FootprintMeasured,
@@ -285,8 +286,8 @@ def test_the_same_model_on_another_device_is_not_learned_twice() -> None:
 
 def test_a_split_model_is_booked_where_its_parts_are() -> None:
     split = replace(sized("a", 400), split=True)
-    play = loaded(Play([split], budget_mb={GPU0: 300, GPU1: 300}, one_pool=False), "a")
-    assert sum(play.instance("a").devices_mb.values()) == 484
+    play = loaded(Play([split], budget_mb={GPU0: 800, GPU1: 800}, one_pool=False), "a")
+    assert sum(play.instance("a").devices_mb.values()) == 420 + DEVICE_CONTEXT_MB + PROCESS_MB
     play.at(1, FootprintMeasured(i(1, "a"), Footprint({"CUDA0": 250 * MIB, "CUDA1": 200 * MIB}, 9 * MIB), When.READY))
     assert play.instance("a").devices_mb == {GPU0: 250, GPU1: 200, HOST: 9}
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from modeld.core.estimate import MIB, embedding_bytes, need
+from modeld.core.estimate import DEVICE_CONTEXT_MB, MIB, PROCESS_MB, embedding_bytes, need
 from modeld.core.model import (
     AttentionLayers,
     Companion,
@@ -106,3 +106,25 @@ def test_a_decoder_that_embeds_pays_for_its_logits_twice(ubatch: int, printed_mb
     assert printed_mb <= embedding_bytes(spec) / MIB <= 1.1 * printed_mb
     assert need(spec).total_mb - need(SMOLLM2).total_mb == pytest.approx(embedding_bytes(spec) / MIB, abs=1)
     assert "embedding" in [part.name for part in need(spec).parts]
+
+
+def test_beside_a_device_of_its_own_memory_the_token_table_and_the_process_are_host_memory():
+    shape = MemoryShape(weights_bytes=1000 * MIB, table_bytes=100 * MIB, head_bytes=60 * MIB, layers=4)
+    spec = ModelSpec(ModelId("a"), "/a", size_bytes=1000 * MIB, memory=shape, options=LaunchOptions(ngl=-1))
+    cost = need(spec, one_pool=False)
+    parts = {(part.name, part.on_host): part.bytes // MIB for part in cost.parts}
+    assert (parts["weights", False], parts["weights on host", True]) == (900, 100)
+    assert (parts["device context", False], parts["process", True]) == (DEVICE_CONTEXT_MB, PROCESS_MB)
+    some = need(replace(spec, options=LaunchOptions(ngl=4)), one_pool=False)
+    assert cost.total_mb - some.total_mb == 210  # one of four blocks
+    nothing = need(replace(spec, options=LaunchOptions(ngl=0)), one_pool=False)
+    assert nothing.host_mb >= 1000 + PROCESS_MB
+    assert nothing.total_mb == 0
+
+
+def test_where_host_and_device_are_one_pool_a_part_is_told_once():
+    shape = MemoryShape(weights_bytes=1000 * MIB, table_bytes=100 * MIB, layers=4)
+    cost = need(ModelSpec(ModelId("a"), "/a", size_bytes=1000 * MIB, memory=shape, options=LaunchOptions(ngl=-1)))
+    assert [part.bytes for part in cost.parts if part.name.startswith("weights")] == [1000 * MIB]
+    assert "device context" not in [part.name for part in cost.parts]
+    assert cost.host_mb == 0

@@ -31,7 +31,9 @@ def sums(seen: Inspection) -> int:
 
 def test_the_parts_add_up_to_what_the_ledger_reserves():
     seen = inspection(SPEC, Known())
-    assert seen.total_bytes == sums(seen) == sum(part.bytes for part in need(SPEC, one_pool=False).parts)
+    outside = sum(part.bytes for part in seen.outside)
+    assert seen.total_bytes + outside == sums(seen) + outside == sum(part.bytes for part in need(SPEC, one_pool=False).parts)
+    assert {part.name for part in seen.outside} == {"process", "device context"}
     assert (seen.weights_bytes, seen.kv_bytes) == (100 * MIB, context_bytes(SHAPE, SPEC.options))
     assert seen.host_bytes >= 10 * MIB  # the second copy of the token table is no weight: llama.cpp counts each tensor once
     assert seen.compute_bytes > 0

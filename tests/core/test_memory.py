@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from modeld.core.memory import cells, context_bytes, head_bytes, refused, weights_bytes
+from modeld.core.memory import cells, context_bytes, head_bytes, host_share, host_weights_bytes, refused, weights_bytes
 from modeld.core.model import AttentionLayers, FlashAttention, KvType, LaunchOptions, MemoryShape, RecurrentLayers
 
 MIB = 1 << 20
@@ -94,3 +94,16 @@ def test_llama_cpp_refuses_quantised_values_without_flash_attention():
     assert [kv_type for kv_type in KvType if not refused(SMOLLM2, replace(off, kv_type=kv_type))] == [KvType.F32, KvType.F16, KvType.BF16]
     assert not any(refused(SMOLLM2, replace(OPTIONS, kv_type=kv_type)) for kv_type in KvType)
     assert refused(replace(SMOLLM2, no_flash=True), replace(OPTIONS, kv_type=KvType.Q8_0))
+
+
+SHARED = MemoryShape(weights_bytes=1000, table_bytes=100, head_bytes=60, layers=4)
+"""Four blocks of 210, a token table of 100 and an output head of 60."""
+
+
+ON_HOST = [(-1, 0.0, 100), (5, 0.0, 100), (99, 0.0, 100), (4, 0.25, 310), (1, 1.0, 940), (0, 1.0, 1000)]
+
+
+@pytest.mark.parametrize(("ngl", "share", "on_host"), ON_HOST)
+def test_the_output_head_goes_to_the_device_first_and_the_token_table_never(ngl: int, share: float, on_host: int):
+    options = LaunchOptions(ngl=ngl)
+    assert (host_share(SHARED, options), host_weights_bytes(SHARED, options)) == (share, on_host)

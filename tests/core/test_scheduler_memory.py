@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from core.play import Play, arrive, gone, i, loaded, r, sized, spec, took
+from modeld.core.estimate import DEVICE_CONTEXT_MB, PROCESS_MB
 from modeld.core.footprint import MIB, DeviceMemory, Footprint, Source, When
 from modeld.core.messages import (
     FootprintMeasured,
@@ -110,9 +111,9 @@ def test_who_waits_is_not_started_before_what_grew_has_room() -> None:
 
 def test_host_memory_is_short_too() -> None:
     models = [sized("a", 40), replace(spec("b", 50), host_mb=30), replace(spec("c", 50), host_mb=5)]
-    play = loaded(Play(models, budget_mb={GPU0: 500, HOST: 60}, one_pool=False), "a", "b", "c")
-    play.at(1, took(1, "a", 60, host=20)).gives("remember header of a")
-    play.at(2, took(1, "a", 60, host=40)).gives("remember header of a", "stop 2/b evicted, memory is short")
+    play = loaded(Play(models, budget_mb={GPU0: 500 + DEVICE_CONTEXT_MB, HOST: 100}, one_pool=False), "a", "b", "c")
+    play.at(1, took(1, "a", 60, host=60)).gives("remember header of a")
+    play.at(2, took(1, "a", 60, host=80)).gives("remember header of a", "stop 2/b evicted, memory is short")
 
 
 def test_only_the_device_that_is_short_is_relieved() -> None:
@@ -265,9 +266,9 @@ def test_a_guess_leaves_room_for_what_is_pinned() -> None:
 
 
 def test_a_guess_takes_all_devices_of_a_split_model() -> None:
-    play = Play([replace(sized("a", 400), split=True)], budget_mb={GPU0: 260, GPU1: 260}, one_pool=False).at(0, arrive("r1", "a"))
+    play = Play([replace(sized("a", 400), split=True)], budget_mb={GPU0: 560, GPU1: 560}, one_pool=False).at(0, arrive("r1", "a"))
     play.at(1, *oom(1, "a")).gives("remember header of a", "start 2/a")
-    assert play.instance("a").devices_mb == {GPU0: 260, GPU1: 260}
+    assert play.instance("a").devices_mb == {GPU0: 560, GPU1: 560, HOST: PROCESS_MB}
 
 
 def test_what_it_asked_for_is_more_than_there_could_be() -> None:

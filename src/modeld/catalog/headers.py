@@ -20,7 +20,7 @@ from modeld.catalog.layers import memory_shape, trunk_blocks, vocabulary
 from modeld.catalog.tensor_types import file_type_name
 from modeld.core.model import MemoryShape
 
-FORMAT: Final = 5
+FORMAT: Final = 6
 """Raised whenever `Facts` changes its meaning; a file of another format is read anew."""
 CACHE_BYTES_MAX: Final = 64 << 20
 TOKENS_MAX: Final = (1 << 31) - 1

@@ -148,6 +148,8 @@ def memory_shape(header: Header) -> MemoryShape:
     return MemoryShape(
         weights_bytes=loaded_bytes(header),
         tied_bytes=tied_bytes(header),
+        table_bytes=min(header.tensor_bytes.get("token_embd.weight", 0), BYTES_MAX),
+        head_bytes=min(header.tensor_bytes.get("output.weight", 0), BYTES_MAX),
         attention=tuple(AttentionLayers(count, *kind) for kind, count in Counter(attention).items()),
         recurrent=_recurrent(layers),
         value_elements_max=0 if _latent(layers) else longest,

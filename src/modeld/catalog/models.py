@@ -382,6 +382,8 @@ def _memory(parts: Sequence[Facts]) -> MemoryShape:
         first.memory,
         weights_bytes=max(0, sum(weights) - sum(left_out)) if all(weights) else 0,
         tied_bytes=0 if any(part.has_head for part in parts) else first.memory.tied_bytes,
+        table_bytes=sum(part.memory.table_bytes for part in parts),
+        head_bytes=sum(part.memory.head_bytes for part in parts),
         certain=first.memory.certain and all(weights),
     )
 

@@ -82,6 +82,7 @@ def as_text(spec: ModelSpec, seen: Inspection) -> str:
         for part, amount in zip(seen.parts, amounts, strict=False)
     ]
     rows.append(["  sum", amounts[-1].rjust(wide), str(seen.source), ""])
+    rows += [[f"  {part.name}", client.mib(part.bytes).rjust(wide), "a bound, not in the sum", ""] for part in seen.outside]
     lines.append(client.table(["  PART", "MiB".rjust(wide), "SOURCE", ""], rows))
     return "\n".join(lines)
 
@@ -126,7 +127,7 @@ def _certainty(name: str, source: str, seen: Inspection) -> str:
     """Where a figure comes from, and how sure it is."""
     from modeld.core.inspection import CONTEXT, WEIGHTS
 
-    if name in (WEIGHTS, CONTEXT):
+    if name.startswith((WEIGHTS, CONTEXT)) and name != "context checkpoints":
         return "header, to the byte" if seen.certain else "header; this family was never compared"
     return {"formula": "formula, a bound", "probed": "probed: llama.cpp's own"}.get(source, source)
 

@@ -15,11 +15,16 @@ from typing import Final
 
 from modeld.core.compute import bound_bytes, compute_by, is_host_buffer, output_bytes
 from modeld.core.footprint import MIB, Footprint, Known, Learned, Probe, Source, launch_key, mib, probe_key
-from modeld.core.memory import checkpoint_bytes, context_bytes, head_bytes, weights_bytes
+from modeld.core.memory import checkpoint_bytes, context_bytes, head_bytes, host_share, host_weights_bytes, weights_bytes
 from modeld.core.model import FlashAttention, KvType, LaunchOptions, ModelKind, ModelSpec
 
+PROCESS: Final = "process"
 PROCESS_MB: Final = 64
-"""Code, vocabulary and threads of one model server, and what its device keeps for it."""
+"""Code, vocabulary and threads of one model server."""
+DEVICE_CONTEXT: Final = "device context"
+DEVICE_CONTEXT_MB: Final = 600
+"""What a driver keeps for each process that computes on its device: 107 to 555 MiB were reported for CUDA; learned with the first load."""
+ON_HOST: Final = " on host"
 COMPUTE_SHARE: Final = 0.05
 """Of the file, for compute buffers where the header does not say how wide the model is."""
 DRAFT_OVERHEAD_MB: Final = 32
@@ -78,7 +83,9 @@ def need(spec: ModelSpec, known: Known = _NOTHING, *, one_pool: bool = True) -> 
     parts = _predicted(spec, known)
     source = Source.PROBED if any(part.source is Source.PROBED for part in parts) else Source.FORMULA
     if one_pool:
-        parts = tuple(replace(part, on_host=False) for part in parts)
+        parts = _in_one_pool(parts)
+    elif spec.options.ngl == 0:
+        parts = tuple(replace(part, on_host=True) for part in parts)
     if learned is not None:
         parts, source = _learned(parts, learned, source, one_pool=one_pool)
     device, host = (sum(part.bytes for part in parts if part.on_host is on_host) for on_host in (False, True))
@@ -88,18 +95,33 @@ def need(spec: ModelSpec, known: Known = _NOTHING, *, one_pool: bool = True) -> 
 def _predicted(spec: ModelSpec, known: Known) -> tuple[Part, ...]:
     """The parts as they follow from header, options and dry pass."""
     probe = known.probes.get(probe_key(spec))
-    weights = weights_bytes(spec.memory) or spec.size_bytes
+    weights, context = weights_bytes(spec.memory) or spec.size_bytes, context_bytes(spec.memory, spec.options)
+    beside, share = host_weights_bytes(spec.memory, spec.options), host_share(spec.memory, spec.options)
     head = head_bytes(spec.memory, spec.options) if probe is None else max(0, probe.weights_bytes - weights)
     return (
-        Part("weights", weights),
+        *([Part("weights", weights - beside)] if weights > beside else []),
+        *([Part("weights on host", beside, on_host=True)] if beside else []),
         *([Part("output head", head)] if head else []),
-        Part("context", context_bytes(spec.memory, spec.options)),
+        *([Part("context", context - int(share * context))] if share < 1 else []),
+        *([Part("context on host", int(share * context), on_host=True)] if share else []),
         *([Part("projector", spec.mmproj_bytes)] if spec.mmproj is not None else []),
         *_computing(spec, probe),
-        Part("process", PROCESS_MB * MIB),
+        *([Part(DEVICE_CONTEXT, DEVICE_CONTEXT_MB * MIB)] if spec.options.ngl else []),
+        Part(PROCESS, PROCESS_MB * MIB, on_host=True),
         *([Part("prompt cache", spec.options.cache_ram_mb * MIB, on_host=True)] if spec.options.cache_ram_mb else []),
         *_beside(spec),
     )
+
+
+def _in_one_pool(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """Where host memory and device are the same: what lies here and there is one part, and no driver keeps a context of its own."""
+    found: dict[str, Part] = {}
+    for part in parts:
+        name = part.name.removesuffix(ON_HOST)
+        before = found.get(name)
+        if name != DEVICE_CONTEXT and (part.bytes or before is None):
+            found[name] = replace(part, name=name, bytes=part.bytes + (before.bytes if before else 0), on_host=False)
+    return tuple(found.values())
 
 
 def _computing(spec: ModelSpec, probe: Probe | None) -> list[Part]:

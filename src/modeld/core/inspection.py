@@ -4,7 +4,8 @@
 weights  every tensor once, whatever the buffer it lies in
 kv       all that is kept of what was read: attention caches and recurrent states
 compute  the buffers in which one batch is computed
-host     the rest: rows of output, a second copy of a tied token table, projector, prompt cache, the process itself
+host     the rest: rows of output, a second copy of a tied token table, projector, prompt cache
+What the process and a driver keep beside llama.cpp's own figures is not in the sum; `outside` has it.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from modeld.core.estimate import Part, need
+from modeld.core.estimate import DEVICE_CONTEXT, PROCESS, Part, need
 from modeld.core.footprint import Known, Source
 from modeld.core.memory import context_bytes, weights_bytes
 from modeld.core.model import ModelSpec
 
 WEIGHTS, CONTEXT = "weights", "context"
+OUTSIDE = (PROCESS, DEVICE_CONTEXT)
+"""Parts that are none of llama.cpp's own."""
 _COMPUTE = ("compute", "embedding")
 """How the names of the parts that are buffers of computation begin."""
 _MEASURED = ("measured", "ran out")
@@ -44,6 +47,7 @@ class Inspection:
     source: Source
     certain: bool
     parts: tuple[Part, ...]
+    outside: tuple[Part, ...]
     layers: tuple[Layers, ...]
 
     @property
@@ -57,15 +61,17 @@ def inspection(spec: ModelSpec, known: Known) -> Inspection:
     weights = weights_bytes(spec.memory) or spec.size_bytes
     kv = context_bytes(spec.memory, spec.options)
     compute = sum(part.bytes for part in cost.parts if part.name.startswith(_COMPUTE))
-    total = sum(part.bytes for part in cost.parts)
+    inside = tuple(part for part in cost.parts if part.name not in OUTSIDE)
+    total = sum(part.bytes for part in inside)
     return Inspection(
         weights_bytes=weights,
         kv_bytes=kv,
         compute_bytes=compute,
         host_bytes=total - weights - kv - compute,
-        source=_least_sure(cost.source, cost.parts),
+        source=_least_sure(cost.source, inside),
         certain=cost.certain,
-        parts=cost.parts,
+        parts=inside,
+        outside=tuple(part for part in cost.parts if part.name in OUTSIDE),
         layers=layers_by_kind(spec),
     )
 
@@ -89,7 +95,7 @@ def _least_sure(source: Source, parts: Iterable[Part]) -> Source:
     """A sum that was learned is learned. Otherwise weights and context follow from the header, and the least sure other part decides."""
     if source in (Source.LEARNED, Source.DECLARED):
         return source
-    others = [part.source for part in parts if part.name not in (WEIGHTS, CONTEXT)]
+    others = [part.source for part in parts if not part.name.startswith((WEIGHTS, CONTEXT))]
     if Source.PROBED not in others:
         return source
     return Source.PROBED if all(part.source is Source.PROBED for part in parts if part.name.startswith(_COMPUTE)) else Source.FORMULA

@@ -43,6 +43,23 @@ def head_bytes(shape: MemoryShape, options: LaunchOptions) -> int:
     return shape.tied_bytes if options.ngl else 0
 
 
+def host_share(shape: MemoryShape, options: LaunchOptions) -> float:
+    """The part of the layers that computes in host memory. The output head goes to the device first, then the last layers."""
+    if options.ngl == 0:
+        return 1.0
+    if options.ngl < 0 or not shape.layers:
+        return 0.0
+    return max(0.0, (shape.layers + 1 - options.ngl) / shape.layers)
+
+
+def host_weights_bytes(shape: MemoryShape, options: LaunchOptions) -> int:
+    """Bytes of the weights that lie in host memory: the token table always does, blocks where not all are on the device."""
+    if options.ngl == 0:
+        return shape.weights_bytes
+    blocks = max(0, shape.weights_bytes - shape.table_bytes - shape.head_bytes)
+    return min(shape.weights_bytes, shape.table_bytes + int(host_share(shape, options) * blocks))
+
+
 def context_bytes(shape: MemoryShape, options: LaunchOptions) -> int:
     """Bytes of all that is kept of what was read: key and value rows of the attention layers, states of the recurrent ones."""
     attention = sum(attention_bytes(layers, shape, options) for layers in shape.attention)

@@ -169,6 +169,7 @@ class MemoryShape:
     """What the header says about the memory a model takes.
 
     weights_bytes        the tensors llama.cpp loads, each once, padded; 0 = not known
+    table_bytes, head_bytes  those of the token table, which stays in host memory, and of the output head, which is the last "layer"
     tied_bytes           those of the token table where it is the output head too: a second copy, where the two lie in different buffers
     attention, recurrent the layers that keep something of what was read
     value_elements_max   longest value row of any layer: without flash attention llama.cpp gives every layer that much
@@ -181,6 +182,8 @@ class MemoryShape:
 
     weights_bytes: int = 0
     tied_bytes: int = 0
+    table_bytes: int = 0
+    head_bytes: int = 0
     attention: tuple[AttentionLayers, ...] = ()
     recurrent: tuple[RecurrentLayers, ...] = ()
     value_elements_max: int = 0
