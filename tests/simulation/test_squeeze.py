@@ -11,9 +11,9 @@ from modeld.simulation.seen import Violation
 
 
 def test_a_few_sequences(capsys: pytest.CaptureFixture[str]) -> None:
-    assert squeeze.main(["--sequences", "24", "--workers", "1"]) == 0
+    assert squeeze.main(["--sequences", "12", "--workers", "1"]) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("squeeze: ")]
-    assert line.startswith("squeeze: 24 sequences, ")
+    assert line.startswith("squeeze: 12 sequences, ")
     assert line.endswith(" 0 violations")
     figures = {
         what: int(count) for count, what in [part.split(" ", 1) for part in line.removeprefix("squeeze: ").split(", ") if part[0].isdigit()]
