@@ -401,3 +401,13 @@ def test_pins_count_host_memory() -> None:
     assert play.scheduler.pin_refusal(B) is not None
     play.at(1, PinChanged(B, True))
     assert play.snapshot.pinned == {A}
+
+
+def test_a_prompt_cache_that_has_not_grown_yet_is_held_for_it() -> None:
+    cached = sized("a", 40)
+    cached = replace(cached, options=replace(cached.options, cache_ram_mb=50))
+    play = loaded(Play([cached], budget=500), "a")
+    play.at(1, FootprintMeasured(i(1, "a"), Footprint({}, 60 * MIB, reported_bytes=45 * MIB), When.READY))
+    assert play.instance("a").devices_mb == {LOCAL: 95}
+    play.at(2, FootprintMeasured(i(1, "a"), Footprint({}, 110 * MIB, reported_bytes=45 * MIB), When.LATER))
+    assert play.instance("a").devices_mb == {LOCAL: 110}

@@ -5,6 +5,7 @@
    lowers what the instance holds where nothing is missing in it, the operator declared no figure and no earlier launch took more. That it
    ran out of memory once is settled by the first one after a request: the launch has come through, and this is what it takes, whatever
    was guessed.
+   What only grows while requests come (a prompt cache) is held for it from the start, whatever was measured.
 2  A probe or its failure lets the one model start that waited for it.
 3  What other programs hold shrinks the room, as far as it lasts (foreign.py).
 """
@@ -16,6 +17,7 @@ from typing import assert_never
 
 from modeld.core.book import Book
 from modeld.core.bookings import Bookings
+from modeld.core.estimate import growth_bytes
 from modeld.core.footprint import Footprint, Learned, When, as_vector, in_short
 from modeld.core.instance import Instance
 from modeld.core.lifecycle import State
@@ -50,6 +52,7 @@ class Accounting:
         if instance is None or instance.external or instance.state not in (State.LOADING, State.READY, State.DRAINING):
             return
         seen = replace(event.footprint, complete=event.footprint.complete and instance.state is not State.LOADING)  # more is to come
+        seen = seen.with_growth(growth_bytes(instance.cost))
         measured = instance.measured = seen.at_least(instance.measured)
         cost, may_fall = instance.cost, measured.complete and instance.spec.vram_mb is None
         if cost is not None and cost.key and measured.complete:

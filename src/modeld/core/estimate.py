@@ -25,6 +25,10 @@ DEVICE_CONTEXT: Final = "device context"
 DEVICE_CONTEXT_MB: Final = 600
 """What a driver keeps for each process that computes on its device: 107 to 555 MiB were reported for CUDA; learned with the first load."""
 ON_HOST: Final = " on host"
+PROMPT_CACHE: Final = "prompt cache"
+CHECKPOINTS: Final = "context checkpoints"
+GROWING: Final = frozenset((PROMPT_CACHE, CHECKPOINTS))
+"""Parts that llama.cpp takes bit by bit."""
 COMPUTE_SHARE: Final = 0.05
 """Of the file, for compute buffers where the header does not say how wide the model is."""
 DRAFT_OVERHEAD_MB: Final = 32
@@ -108,7 +112,7 @@ def _predicted(spec: ModelSpec, known: Known) -> tuple[Part, ...]:
         *_computing(spec, probe),
         *([Part(DEVICE_CONTEXT, DEVICE_CONTEXT_MB * MIB)] if spec.options.ngl else []),
         Part(PROCESS, PROCESS_MB * MIB, on_host=True),
-        *([Part("prompt cache", spec.options.cache_ram_mb * MIB, on_host=True)] if spec.options.cache_ram_mb else []),
+        *([Part(PROMPT_CACHE, spec.options.cache_ram_mb * MIB, on_host=True)] if spec.options.cache_ram_mb else []),
         *_beside(spec),
     )
 
@@ -150,7 +154,12 @@ def _beside(spec: ModelSpec) -> list[Part]:
         work = DRAFT_OVERHEAD_MB * MIB + int(draft.size_bytes * COMPUTE_SHARE)
         parts.append(Part("draft model", weights + context_bytes(draft.memory, draft_options(options)) + work))
     kept = options.ctx_checkpoints * options.parallel * checkpoint_bytes(spec.memory, options)
-    return [*parts, Part("context checkpoints", kept, on_host=True)] if kept else parts
+    return [*parts, Part(CHECKPOINTS, kept, on_host=True)] if kept else parts
+
+
+def growth_bytes(cost: Need | None) -> int:
+    """What of it comes only while requests are served: it cannot be seen when the model is ready."""
+    return 0 if cost is None else sum(part.bytes for part in cost.parts if part.name in GROWING)
 
 
 def draft_options(options: LaunchOptions) -> LaunchOptions:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -65,6 +65,11 @@ class Footprint:
         names = dict.fromkeys([*self.device_bytes, *other.device_bytes])
         device_bytes = {name: max(self.device_bytes.get(name, 0), other.device_bytes.get(name, 0)) for name in names}
         return Footprint(device_bytes, *self._higher(other))
+
+    def with_growth(self, growth_bytes: int) -> Footprint:
+        """The same, with so much host memory beside what llama.cpp told of: it may still be to come."""
+        least = self.reported_bytes - sum(self.device_bytes.values()) + growth_bytes
+        return self if not growth_bytes or self.host_bytes >= least else replace(self, host_bytes=least)
 
     def peak(self, other: Footprint | None) -> Footprint:
         """The higher mark of two launches. They may have run on devices of different names: those are never added up."""
