@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-only
-"""The arithmetic on figures written here; what llama.cpp says is compared in runtime/test_memorygrid.py."""
+"""The arithmetic on figures written here; what llama.cpp says is compared in runtime/test_probe_grid.py."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-only
-"""What the formulas say for shapes written here; whether llama.cpp says the same is asked in runtime/test_probe.py."""
+"""What the formulas say for shapes written here; whether llama.cpp says the same is asked in runtime/test_probe_grid.py."""
 
 from __future__ import annotations
 

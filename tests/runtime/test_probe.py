@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-only
-"""llama.cpp is asked for real, with files that are a header and nothing else. All families are compared in test_memorygrid.py."""
+"""llama.cpp is asked for real, with files that are a header and nothing else. All families are compared in test_probe_grid.py."""
 
 from __future__ import annotations
 
