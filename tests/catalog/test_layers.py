@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-only
-"""The rules one by one; that they are llama.cpp's is compared in runtime/test_probe.py, over all families of `archgguf`."""
+"""The rules one by one; that they are llama.cpp's is compared in runtime/test_probe_grid.py, over all families of `archgguf`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-only
-"""What the formulas say for shapes written here; whether llama.cpp says the same is asked in runtime/test_probe.py."""
+"""What the formulas say for shapes written here; whether llama.cpp says the same is asked in runtime/test_probe_grid.py."""
 
 from __future__ import annotations
 
@@ -94,6 +94,13 @@ def test_llama_cpp_refuses_quantised_values_without_flash_attention():
     assert [kv_type for kv_type in KvType if not refused(SMOLLM2, replace(off, kv_type=kv_type))] == [KvType.F32, KvType.F16, KvType.BF16]
     assert not any(refused(SMOLLM2, replace(OPTIONS, kv_type=kv_type)) for kv_type in KvType)
     assert refused(replace(SMOLLM2, no_flash=True), replace(OPTIONS, kv_type=KvType.Q8_0))
+
+
+def test_llama_cpp_refuses_quantised_heads_that_are_no_whole_blocks():
+    """phi-2 has heads of 80."""
+    odd = replace(SMOLLM2, key_length=80, value_length=80)
+    assert refused(odd, replace(OPTIONS, kv_type=KvType.Q8_0)) and not refused(odd, OPTIONS)
+    assert not refused(replace(odd, attention=()), replace(OPTIONS, kv_type=KvType.Q8_0))
 
 
 SHARED = MemoryShape(weights_bytes=1000, table_bytes=100, head_bytes=60, layers=4)

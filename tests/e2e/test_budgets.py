@@ -32,7 +32,7 @@ def test_what_may_be_given_up_is_and_every_answer_says_so(tmp_path: Path, starte
     models = link_models(tmp_path / "models", starter, "a.gguf", "b.gguf", "c.gguf")
     config = tmp_path / "c.json"
     small = {"b": {"degrade": "none", "llama_ctx": "max"}, "c": {"degrade": []}}
-    config.write_text(json.dumps({"vram_budget_mb": 270, "llama_ctx": 8192, "degrade": ["ctx"], "models": small}))
+    config.write_text(json.dumps({"vram_budget_mb": 240, "llama_ctx": 8192, "degrade": ["ctx"], "models": small}))
     with running(tmp_path, models, "--config", str(config)) as one:
         told = one.infer("a.gguf", max_tokens=1).headers["x-modeld-degraded"]
         found = re.fullmatch(r"llama_ctx 8192 -> (2048|4096)", told)

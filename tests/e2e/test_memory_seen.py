@@ -11,7 +11,7 @@ import pytest
 from e2e.daemon import eventually, is_alive, link_models, running
 
 ONE_MODEL = "400"
-"""A budget in MB that holds one starter model (343 MB by the formula) and not two."""
+"""A budget in MB that holds one starter model (390 MB by the formula) and not two."""
 
 
 @pytest.fixture

@@ -95,8 +95,10 @@ def flash(shape: MemoryShape, options: LaunchOptions) -> bool:
 
 
 def refused(shape: MemoryShape, options: LaunchOptions) -> bool:
-    """Whether llama.cpp makes no such context: quantised values need flash attention."""
-    return quantised(options.kv_type) and not flash(shape, options)
+    """Whether llama.cpp makes no such context: quantised values need flash attention, and heads of whole blocks."""
+    block = ROW_BYTES[options.kv_type][0]
+    whole = not shape.attention or not (shape.key_length % block or shape.value_length % block)
+    return quantised(options.kv_type) and not (flash(shape, options) and whole)
 
 
 def quantised(kv_type: KvType) -> bool:
