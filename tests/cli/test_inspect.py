@@ -109,6 +109,8 @@ def test_a_split_model_is_one(look: Inspect, tmp_path: Path) -> None:
         (["--ctx", "-1"], 'modeld: --ctx: "-1" is not a whole number'),
         (["--ctx", "99999999999999999999"], 'modeld: --ctx: "99999999999999999999" is not a whole number'),
         (["--ctx", "much"], 'modeld: --ctx: "much" is not a whole number'),
+        (["--ctx", "max"], 'modeld: --ctx: "max" depends on a budget'),
+        (["--ctx", "max:4096"], 'modeld: --ctx: "max:4096" depends on a budget'),
         (["--parallel", "0"], 'modeld: --parallel: "0" is not'),
         (["--ubatch", "0"], 'modeld: --ubatch: "0" is not'),
         (["--ngl", "-2"], 'modeld: --ngl: "-2" is not'),

@@ -145,13 +145,17 @@ def _override(flags: dict[str, str | None], unified: bool | None) -> ModelOverri
 
 def _value(name: str, text: str) -> Any:
     """A flag read as its setting is. Raises UsageError."""
+    from modeld.config.amounts import CtxMax
     from modeld.config.settings import TABLE
     from modeld.config.values import Context, Unacceptable, quoted
 
     try:
-        return TABLE[f"llama_{name}"].kind.parse(text, Context({}, Path(), text=True))
+        value = TABLE[f"llama_{name}"].kind.parse(text, Context({}, Path(), text=True))
     except Unacceptable as error:
         raise click.UsageError(f"--{name.replace('_', '-')}: {quoted(text)} {error}") from None
+    if isinstance(value, CtxMax):
+        raise click.UsageError(f"--ctx: {quoted(text)} depends on a budget; name tokens, or ask `modeld plan` for the largest context")
+    return value
 
 
 def _model(file: str, mmproj: str | None, override: ModelOverride) -> ModelSpec:
