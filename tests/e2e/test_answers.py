@@ -70,8 +70,8 @@ def test_status_has_its_fields(daemon: Daemon):
     assert wanted <= set(status)
     one = daemon.wait_state("a.gguf", "ready")
     assert {"model_id", "state", "last_used_unix", "est_vram_mb", "queue_len", "inflight", "max_queue_depth", "pid"} <= set(one)
-    assert one["est_vram_mb"] == 343
-    assert status["used_est_mb"] >= 343
+    assert 280 <= one["est_vram_mb"] <= 400  # predicted, or measured meanwhile
+    assert status["used_est_mb"] >= one["est_vram_mb"] - 1
     assert abs(one["last_used_unix"] - status["server_time_unix"]) < 3600
     assert status["state"] == "ready"
 
