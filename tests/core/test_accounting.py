@@ -9,7 +9,7 @@ import pytest
 
 from core.play import Play, arrive, gone, i, loaded, r, sized, spec, took
 from modeld.core.estimate import DEVICE_CONTEXT_MB, PROCESS_MB
-from modeld.core.footprint import MIB, Footprint, Learned, Probe, Source, When, in_short, launch_key, probe_key
+from modeld.core.footprint import MIB, Footprint, Learned, Point, Probe, Source, When, in_short, launch_key, probe_key
 from modeld.core.messages import (
     FootprintMeasured,
     FootprintProbed,
@@ -106,6 +106,29 @@ def test_llama_cpp_is_asked_once_and_only_for_the_model_that_needs_it() -> None:
     play.at(2, InstanceReady(i(3, "a"))).gives("grant r1 3/a")
     play.at(3, LeaseReleased(r("r1"))).gives("grant r4 3/a").at(4, UnloadRequested(A), LeaseReleased(r("r4"))).gives("stop 3/a unload")
     play.at(5, *gone(3, "a"), arrive("r5", "a")).gives("start 4/a")  # known by now
+
+
+def point(ctx: int, compute_mb: int) -> Probe:
+    """An answer about one context."""
+    points = (Point(ctx, 1, 512, 512, True, {"CPU": compute_mb * MIB}),)
+    return Probe(ctx, 1, 512, 40 * MIB, 0, compute_mb * MIB, points=points)
+
+
+def test_a_launch_that_was_not_asked_about_is_asked_about_alone() -> None:
+    """Others are known from which it would follow; what is started is exact all the same."""
+    small = sized("a", 40)
+    large = replace(small, options=replace(small.options, ctx=2048))
+    play = Play([small], budget=500, probes=False).at(0, arrive("r1", "a"))
+    question = asked(play)
+    assert question.around
+    play.at(1, FootprintProbed(A, question.key, point(512, 2))).gives("remember probe header of a", "start 1/a")
+    play.at(2, InstanceReady(i(1, "a"))).at(3, LeaseReleased(r("r1")), UnloadRequested(A)).at(4, *gone(1, "a"))
+    again = asked(play.at(5, ModelTableReplaced({A: large})).at(6, arrive("r2", "a")))
+    assert (again.key, again.around, again.spec.options.ctx) == (question.key, False, 2048)
+    play.at(7, FootprintProbed(A, again.key, point(2048, 7))).gives("remember probe header of a", "start 2/a")
+    assert {part.name: part.bytes // MIB for part in play.scheduler.need(A).parts}["compute"] == 7
+    play.at(8, ModelTableReplaced({A: small}))
+    assert {part.name: part.bytes // MIB for part in play.scheduler.need(A).parts}["compute"] == 2
 
 
 def test_a_model_that_is_asked_about_keeps_no_room_from_others() -> None:

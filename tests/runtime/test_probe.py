@@ -48,6 +48,12 @@ async def test_the_answer_is_what_the_header_says_and_says_what_it_does_not(prob
     assert found.weights_by["CPU_REPACK"] > 0 and sum(found.weights_by.values()) == found.weights_bytes
     assert found.compute_bytes == compute_bytes(asked, found) > 1 << 20
     assert len(found.points) == len(lattice(asked))
+    other = replace(asked, options=replace(asked.options, ctx=1536))
+    alone = await prober.ask(other, around=False)
+    assert [point.ctx for point in alone.points] == [1536]
+    both = alone.with_points_of(found)
+    assert both.at(other.options) == alone.at(other.options) != found.at(other.options)
+    assert both.at(asked.options) == found.at(asked.options)
 
 
 async def test_the_starter_model_is_asked_about(prober: Prober):

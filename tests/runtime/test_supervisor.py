@@ -428,7 +428,7 @@ class _Prober:
         self._answer = answer
         self.may_answer = asyncio.Event()
 
-    async def ask(self, spec: ModelSpec) -> Probe:
+    async def ask(self, spec: ModelSpec, *, around: bool) -> Probe:
         await self.may_answer.wait()
         if isinstance(self._answer, Exception):
             raise self._answer

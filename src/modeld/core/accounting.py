@@ -90,9 +90,11 @@ class Accounting:
         """llama.cpp was asked. When it did not answer the formula stands, until the catalogue changes."""
         book, model = self._book, event.model
         if isinstance(event, FootprintProbed):
-            book.known.probes[event.key] = event.probe
+            probe = book.known.probes[event.key] = event.probe.with_points_of(book.known.probes.get(event.key))
+            if not event.probe.points:
+                book.unprobed[event.key] = "it did not say what it computes in"
             if (spec := book.models.get(model)) is not None:
-                self._do.out.append(Remember(event.key, spec.header_hash, probe=event.probe))
+                self._do.out.append(Remember(event.key, spec.header_hash, probe=probe))
                 book.forget_header(spec.header_hash)
         else:
             book.unprobed[event.key] = event.reason

@@ -287,9 +287,11 @@ class Book:
         return found
 
     def unasked(self, model: ModelId) -> str:
-        """The probe key about which llama.cpp is to be asked first, where only the formula is known; "" = nothing is left to ask."""
-        key = probe_key(self.spec(model)) if self.need(model).source is Source.FORMULA else ""
-        return "" if key in self.known.probes or key in self.unprobed else key
+        """The probe key under which llama.cpp is to be asked first, while it was not asked about this very launch; "" = nothing to ask."""
+        spec = self.spec(model)
+        key = probe_key(spec) if self.need(model).source in (Source.FORMULA, Source.PROBED) else ""
+        probe = self.known.probes.get(key)
+        return "" if key in self.unprobed or (probe is not None and probe.at(spec.options) is not None) else key
 
     def is_misfit(self, model: ModelId) -> bool:
         """It could never fit. What only the formula says is not enough for that, as long as llama.cpp has not answered."""

@@ -238,7 +238,7 @@ class Bookings:
         key = book.unasked(model)
         if key and book.probing.get(model) != key:
             book.probing[model] = key
-            self.out.append(ProbeFootprint(book.spec(model), key))
+            self.out.append(ProbeFootprint(book.spec(model), key, around=key not in book.known.probes))
 
     def start(self, model: ModelId, place: Vector, now: float) -> None:
         book = self.book

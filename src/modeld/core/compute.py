@@ -87,11 +87,8 @@ def lattice(spec: ModelSpec) -> tuple[LaunchOptions, ...]:
 def compute_by(spec: ModelSpec, probe: Probe) -> Mapping[str, int]:
     """Bytes of the compute buffers by name of the buffer type, for the options of `spec`; `probe` has its probe key."""
     asked = spec.options
-    for point in probe.points:
-        if (point.ctx, point.parallel, point.ubatch, point.batch, point.kv_unified) == (
-            *(asked.ctx, asked.parallel, asked.ubatch, asked.batch, asked.kv_unified),
-        ):
-            return point.compute_bytes
+    if (exact := probe.at(asked)) is not None:
+        return exact
     here = _place(spec, asked)
     mask = MASK_BYTES if flash(spec.memory, asked) else MASK_BYTES_NO_FLASH
     asked_for = [(_options(spec, point), point.compute_bytes) for point in probe.points]

@@ -16,6 +16,8 @@ from typing import Final
 from modeld.core.model import DeviceId, FlashAttention, LaunchOptions, ModelId, ModelSpec
 
 KEY_BYTES: Final = 16
+POINTS_MAX: Final = 96
+"""Contexts that are kept of all dry passes with one probe key."""
 MIB: Final = 1 << 20
 _NOT_MEMORY: Final = frozenset(("threads", "ctx_max", "devices", "tensor_split"))
 """Fields of LaunchOptions that move no memory, or only from one device to its like."""
@@ -95,6 +97,11 @@ class Point:
     kv_unified: bool
     compute_bytes: Mapping[str, int]
 
+    @property
+    def context(self) -> tuple[int, int, int, int, bool]:
+        """All but the answer."""
+        return self.ctx, self.parallel, self.ubatch, self.batch, self.kv_unified
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -114,6 +121,18 @@ class Probe:
     weights_by: Mapping[str, int] = field(default_factory=dict)
     context_by: Mapping[str, int] = field(default_factory=dict)
     points: tuple[Point, ...] = ()
+
+    def at(self, options: LaunchOptions) -> Mapping[str, int] | None:
+        """The compute buffers of exactly these options, None where llama.cpp was not asked about them."""
+        wanted = (options.ctx, options.parallel, options.ubatch, options.batch, options.kv_unified)
+        return next((point.compute_bytes for point in self.points if point.context == wanted), None)
+
+    def with_points_of(self, other: Probe | None) -> Probe:
+        """The same, with what was asked before, newest first, POINTS_MAX at most."""
+        if other is None:
+            return self
+        mine = {point.context for point in self.points}
+        return replace(self, points=(*self.points, *(point for point in other.points if point.context not in mine))[:POINTS_MAX])
 
 
 @dataclass(frozen=True, slots=True)

@@ -273,10 +273,14 @@ class CheckLaunch:
 
 @dataclass(frozen=True, slots=True)
 class ProbeFootprint:
-    """Ask llama.cpp what the launch would take, without allocating it. `key` is its probe key."""
+    """Ask llama.cpp what the launch would take, without allocating it. `key` is its probe key.
+
+    `around`: also about contexts from which others follow; they are known otherwise.
+    """
 
     spec: ModelSpec
     key: str
+    around: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,8 +50,8 @@ class Prober:
         self._seconds_max = seconds_max
         self._turn = asyncio.Semaphore(AT_ONCE)
 
-    async def ask(self, spec: ModelSpec) -> Probe:
-        """What a launch of `spec` would take.
+    async def ask(self, spec: ModelSpec, *, around: bool = True) -> Probe:
+        """What a launch of `spec` would take; `around`: also what others take, from which all others follow.
 
         Raises EngineMissing without the library, SpawnFailed when there is no child, LoadFailed when llama.cpp refuses the model or the
         launch, LoadStalled when no answer came in time, BadUpstreamReply when the library is one that cannot be asked.
@@ -59,7 +59,7 @@ class Prober:
         library = find_library()
         if library is None:
             raise EngineMissing("The package xllamacpp is not installed: llama.cpp cannot be asked what a model takes.")
-        contexts = lattice(spec)
+        contexts = lattice(spec) if around else (spec.options,)
         async with self._turn:
             replies, code = await self._answers(spec, library, contexts)
         if not replies:

@@ -49,7 +49,7 @@ CANCEL_SECONDS_MAX: Final = 5.0
 class Prober(Protocol):
     """What asks llama.cpp for the footprint of a launch: runtime.probe."""
 
-    async def ask(self, spec: ModelSpec) -> Probe:
+    async def ask(self, spec: ModelSpec, *, around: bool) -> Probe:
         """Raises ModeldError when there is no answer."""
 
 
@@ -137,9 +137,9 @@ class Supervisor:
         elif failure is not None:
             group.create_task(self._fail(instance, spec, failure), name=f"instance {instance}")
 
-    def probe(self, spec: ModelSpec, key: str) -> None:
+    def probe(self, spec: ModelSpec, key: str, *, around: bool = True) -> None:
         """Ask what the launch would take, beside everything else."""
-        task = self._running().create_task(self._probe(spec, key), name=f"probe {spec.id}")
+        task = self._running().create_task(self._probe(spec, key, around), name=f"probe {spec.id}")
         self._checks.add(task)
         task.add_done_callback(self._checks.discard)
 
@@ -188,11 +188,11 @@ class Supervisor:
         else:
             self._post(LaunchChecked(spec.id, spec.fingerprint))
 
-    async def _probe(self, spec: ModelSpec, key: str) -> None:
+    async def _probe(self, spec: ModelSpec, key: str, around: bool) -> None:
         try:
             if self._prober is None:
                 raise NotSupported("this engine cannot be asked")
-            probe = await self._prober.ask(spec)
+            probe = await self._prober.ask(spec, around=around)
         except ModeldError as error:
             log.debug("no dry pass of %s: %s (%s)", spec.id, error.message, error.detail)
             self._post(ProbeFailed(spec.id, key, error.message))

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from modeld.core.estimate import need
+from modeld.core.estimate import DEVICE_CONTEXT_MB, PROCESS_MB, need
 from modeld.core.footprint import MIB, Footprint, Learned, When, launch_key
 from modeld.core.messages import (
     CheckLaunch,
@@ -131,7 +131,7 @@ class Pressure:
         count = dice.choice((1, 1, 1, 1, 1, 2, 2, 3))
         one_pool = count == 1 and dice.random() < 0.6
         names = [LOCAL] if one_pool else [DeviceId(f"local/CUDA{number}") for number in range(count)]
-        totals = {name: dice.randrange(8000, 48000) for name in names}
+        totals = {name: dice.randrange(8000, 48000) if one_pool else dice.randrange(36_000, 96_000) for name in names}
         margin = dice.choice((0, 200, 500))
         budget = {name: int(total * dice.choice((1.0, 1.0, 0.97))) for name, total in totals.items()}
         if not one_pool and dice.random() < 0.5:
@@ -159,6 +159,7 @@ class Pressure:
             truth_mb = int(largest * (dice.uniform(0.04, 0.12) if dice.random() < 0.97 else dice.uniform(0.2, 0.7)))
             if dice.random() < 0.01:
                 truth_mb = int(largest * dice.uniform(1.05, 1.3))  # it cannot be, and nobody knows yet
+            truth_mb = max(truth_mb, 3 * self._fixed_mb)
             figure_mb = min(int(truth_mb * dice.uniform(1 - WRONG, 1 + WRONG)), largest * 4 // 5)
             spec = ModelSpec(
                 name,
@@ -168,13 +169,18 @@ class Pressure:
                 split=split,
                 options=LaunchOptions(parallel=dice.choice((1, 2, 4)), ctx=512),
             )
-            spec = replace(spec, size_bytes=max(1, figure_mb - 64) * MIB * 20 // 21)
+            spec = replace(spec, size_bytes=max(1, figure_mb - self._fixed_mb) * MIB * 20 // 21)
             if dice.random() < 0.15:
                 spec = replace(spec, vram_mb=figure_mb)
             if not pinned and dice.random() < 0.03 and truth_mb < 0.1 * min(rooms):
                 spec, pinned = replace(spec, pinned=True), truth_mb
             self.models[name] = spec
             self.truths[name] = self._truth(spec, truth_mb)
+
+    @property
+    def _fixed_mb(self) -> int:
+        """What every figure of the formula holds, whatever the file."""
+        return PROCESS_MB + (0 if self.limits.one_pool else DEVICE_CONTEXT_MB)
 
     def _truth(self, spec: ModelSpec, mb: int) -> Truth:
         """In steps: weights, context, compute; and some of it only with the first request."""
