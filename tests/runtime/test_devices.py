@@ -51,6 +51,36 @@ def test_the_name_decides_before_the_order():
     assert pairs(devices, [nvidia(1, "NVIDIA L4"), nvidia(2)]) == {"CUDA0": "GPU-2", "CUDA1": "GPU-1"}
 
 
+@pytest.mark.parametrize(
+    ("small", "large"),
+    [("NVIDIA L4", "NVIDIA L40S"), ("NVIDIA GeForce RTX 3080", "NVIDIA GeForce RTX 3080 Ti"), ("NVIDIA A10", "NVIDIA A100")],
+)
+def test_a_name_that_begins_like_another_is_another(small: str, large: str):
+    devices = [gpu("CUDA0", large), gpu("CUDA1", small)]  # CUDA has the faster first, the driver the one with the lower address
+    assert pairs(devices, [nvidia(1, small), nvidia(2, large)]) == {"CUDA0": "GPU-2", "CUDA1": "GPU-1"}
+    assert pairs([gpu("CUDA0", f"{small} (GPU 0)")], [nvidia(2, large), nvidia(1, small)]) == {"CUDA0": "GPU-1"}
+
+
+def test_the_order_does_not_stand_against_a_name():
+    # CUDA numbers the faster card first, NVML the one with the lower address: 0 is not the same card for both.
+    cards = [nvidia(1, "NVIDIA L4"), nvidia(2)]
+    zero = {"CUDA_VISIBLE_DEVICES": "0"}
+    assert pairs([gpu("CUDA0", "NVIDIA H100")], cards, zero) == {"CUDA0": "GPU-2"}
+    assert pairs([gpu("CUDA0", "NVIDIA H100")], [*cards, nvidia(3)], zero) == {"CUDA0": None}  # one of the two
+    assert pairs([gpu("CUDA0", "NVIDIA H200")], cards, zero) == {"CUDA0": None}
+    assert pairs([gpu("CUDA0", "NVIDIA H100 MIG 1g.10gb")], [nvidia(1)]) == {"CUDA0": None}  # a part has less than the card
+
+
+def test_the_size_decides_where_only_one_card_has_it():
+    small = Card("0000:0c:00.0", "amd", "", "0000:0c:00.0", GIB // 2, 0)  # in the processor; Vulkan leaves it out beside the other
+    assert pairs([gpu("Vulkan0", total_mb=24 * 1024 - 100)], [small, AMD_CARD]) == {"Vulkan0": AMD}
+    assert pairs([gpu("ROCm0", total_mb=24 * 1024), gpu("ROCm1", total_mb=512)], [small, AMD_CARD]) == {"ROCm0": AMD, "ROCm1": small.id}
+    twin = Card("0000:04:00.0", "amd", "", "0000:04:00.0", 24 * GIB, 0)
+    assert pairs([gpu("Vulkan0", total_mb=24 * 1024)], [small, AMD_CARD, twin]) == {"Vulkan0": None}  # either
+    both = [gpu("ROCm0", total_mb=24 * 1024), gpu("ROCm1", total_mb=24 * 1024)]
+    assert pairs(both, [AMD_CARD, twin]) == {"ROCm0": AMD, "ROCm1": twin.id}
+
+
 def test_without_a_name_the_order_decides_where_none_is_missing():
     assert pairs([gpu("ROCm0", "AMD Radeon RX 7900")], [nvidia(1), AMD_CARD]) == {"ROCm0": AMD}
     assert pairs([gpu("ROCm0"), gpu("ROCm1")], [AMD_CARD]) == {"ROCm0": None, "ROCm1": None}
@@ -126,6 +156,31 @@ def test_memory_that_is_the_hosts(device: EngineDevice, *, shared: bool, tmp_pat
     cards = (H100,) if device.description == "NVIDIA H100" else (NvidiaCard("GPU-2", "NVIDIA GB10", "", 0, 0),)
     machine = Machine([device], nvidia=FakeNvidia(*cards), host_total_mb=122_000, proc=tmp_path, sys=tmp_path)
     assert [one.shares_host for one in machine.facts()] == [shared]
+
+
+def test_a_graphics_unit_in_the_processor_uses_the_hosts_memory(tmp_path: Path):
+    # llama-server's list does not say that it is one, and its driver tells at most of the part that is set aside for the screen.
+    device = tmp_path / "devices" / "0000:05:00.0"
+    device.mkdir(parents=True)
+    (tmp_path / "class/drm/card0").mkdir(parents=True)
+    (tmp_path / "class/drm/card0/device").symlink_to(device)
+    (device / "vendor").write_text("0x1002")
+    (device / "mem_info_vram_total").write_text(str(GIB // 2))
+    (device / "mem_info_vram_used").write_text("0")
+    machine = Machine([gpu("Vulkan0", "AMD Radeon 780M", total_mb=16_000)], host_total_mb=30_000, proc=tmp_path, sys=tmp_path)
+    assert machine.facts() == (DeviceFacts("0000:05:00.0", "Vulkan0", 16_000, shares_host=True),)
+    assert machine.memory() == {}  # what is free of that part says nothing of the rest
+
+
+def test_intels_is_told_by_its_place(tmp_path: Path):
+    for number, pci in enumerate(("0000:00:02.0", "0000:03:00.0")):
+        root = tmp_path / str(number)
+        (root / "devices" / pci).mkdir(parents=True)
+        (root / "devices" / pci / "vendor").write_text("0x8086")
+        (root / "class/drm/card0").mkdir(parents=True)
+        (root / "class/drm/card0/device").symlink_to(root / "devices" / pci)
+        machine = Machine([gpu("Vulkan0", "Intel", total_mb=16_000)], host_total_mb=30_000, proc=root, sys=root)
+        assert machine.facts() == (DeviceFacts(pci, "Vulkan0", 16_000, shares_host=number == 0),)
 
 
 def test_what_llama_server_lists():

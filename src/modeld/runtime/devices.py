@@ -4,8 +4,9 @@
 llama.cpp names its devices (CUDA0, ROCm1, Vulkan0), the drivers name cards. They are put together, first that fits:
 
 1  by the card's address, where the engine tells it
-2  by the card's own name, where the driver tells it
-3  by their order, where a backend sees as many devices as there are cards it can use
+2  by the card's own name, where the driver tells it: then nothing else is the same card
+3  by how much memory it has, where only one card has that much
+4  by their order, where a backend sees as many devices as there are cards it can use
 A device without a card has what the engine says it has, and nobody knows what of it is free. A card that two backends see counts for the
 first, as llama.cpp uses it. All calls may block for milliseconds: call from a thread.
 """
@@ -25,6 +26,8 @@ from modeld.runtime.nvidia import Nvidia, NvidiaCard, normal_pci
 DEVICES_MAX: Final = 64
 SAME_SHARE: Final = 0.02
 """Two figures that differ by less are the same memory."""
+INTEL_INSIDE: Final = "0000:00:02.0"
+"""Where Intel's graphics unit sits when it is part of the processor. No card of its own is ever there."""
 MIB: Final = 1 << 20
 GPU, IGPU, ACCEL, CPU = "GPU", "IGPU", "ACCEL", "CPU"
 
@@ -84,20 +87,21 @@ class Machine:
         found = match([one for one in engine if one.computes][:DEVICES_MAX], self._cards(), environment or {})
         self._devices = tuple(found)
         self._by_card = {card.id: device.name for device, card in found if card is not None}
+        self._sharing = {device.name for device, card in found if self._shares_host(device, card)}
 
     def facts(self) -> tuple[DeviceFacts, ...]:
         """The devices models can run on, as the engine names them. A total that nobody tells is 0."""
         return tuple(
-            DeviceFacts(card.id if card else device.name, device.name, self._total_mb(device, card), self._shares_host(device, card))
+            DeviceFacts(card.id if card else device.name, device.name, self._total_mb(device, card), device.name in self._sharing)
             for device, card in self._devices
         )
 
     def memory(self) -> dict[str, tuple[int, int]]:
-        """Bytes in all and free, by llama.cpp's name of the device; without those whose card does not say."""
+        """Bytes in all and free, by llama.cpp's name of the device; without those whose card does not say, or has the host's."""
         found: dict[str, tuple[int, int]] = {}
         for card in self._cards():
             name = self._by_card.get(card.id)
-            if name is not None and card.total_bytes and card.free_bytes is not None:
+            if name is not None and name not in self._sharing and card.total_bytes and card.free_bytes is not None:
                 found[name] = (card.total_bytes, card.free_bytes)
         return found
 
@@ -118,15 +122,16 @@ class Machine:
         return found + [Card(one.pci, one.vendor, "", one.pci, one.total_bytes, one.free_bytes) for one in others]
 
     def _total_mb(self, device: EngineDevice, card: Card | None) -> int:
-        return (card.total_bytes // MIB if card is not None else 0) or device.total_mb
+        of_card = card.total_bytes // MIB if card is not None and device.name not in self._sharing else 0
+        return of_card or device.total_mb
 
     def _shares_host(self, device: EngineDevice, card: Card | None) -> bool:
-        """Said by the engine, or told by the figure: llama.cpp gives the host's memory for a device that has none."""
-        if device.kind == IGPU or device.name.startswith(_UNIFIED):
+        """Said by the engine, by the place, or by the figures: llama.cpp gives the host's memory for a device that has none."""
+        if device.kind == IGPU or device.name.startswith(_UNIFIED) or (card is not None and card.pci == INTEL_INSIDE):
             return True
-        own = card is not None and card.total_bytes > 0
-        host = self._host_total_mb
-        return not own and host > 0 and abs(device.total_mb - host) <= host * SAME_SHARE
+        if card is not None and card.total_bytes > 0:  # what AMD's has of its own in a processor is a small part of what it can use
+            return device.total_mb > 2 * (card.total_bytes // MIB)
+        return self._host_total_mb > 0 and _same(device.total_mb, self._host_total_mb)
 
 
 def match(devices: Sequence[EngineDevice], cards: Sequence[Card], environment: Mapping[str, str]) -> list[tuple[EngineDevice, Card | None]]:
@@ -143,8 +148,9 @@ def match(devices: Sequence[EngineDevice], cards: Sequence[Card], environment: M
                 doubles.add(device.name)
     for backend in dict.fromkeys(_backend(device.name) for device in devices):
         open_ = [one for one in devices if _backend(one.name) == backend and one.name not in found and one.name not in doubles]
-        usable = _usable(backend, free, environment)
-        for device, card in _pair(open_, usable):
+        fitting = [one for one in free if one.vendor in _VENDORS.get(backend, ())]
+        usable = _usable(backend, fitting, environment)
+        for device, card in _pair(open_, usable, fitting):
             free.remove(card)
             found[device.name] = card
         left = [one.name for one in open_ if one.name not in found]
@@ -154,30 +160,51 @@ def match(devices: Sequence[EngineDevice], cards: Sequence[Card], environment: M
     return [(device, found.get(device.name)) for device in devices if device.name not in doubles]
 
 
-def _pair(devices: Sequence[EngineDevice], cards: Sequence[Card]) -> list[tuple[EngineDevice, Card]]:
-    """2, else 3."""
+def _pair(devices: Sequence[EngineDevice], cards: Sequence[Card], fitting: Sequence[Card]) -> list[tuple[EngineDevice, Card]]:
+    """2, else 3, else 4. `fitting` are those that the environment hides, too: it may count them in another order than the driver."""
     pairs: list[tuple[EngineDevice, Card]] = []
     left = list(cards)
-    for device in devices:
-        if (card := _named(device, left)) is not None:
-            left.remove(card)
-            pairs.append((device, card))
-    if not pairs and len(devices) == len(cards):
-        return list(zip(devices, cards, strict=True))
+    for find in (_named, _sized):
+        for device in [one for one in devices if one not in [device for device, _ in pairs]]:
+            if (card := find(device, left)) is not None:
+                left.remove(card)
+                pairs.append((device, card))
+    open_ = [one for one in devices if one not in [device for device, _ in pairs]]
+    taken = [card for _, card in pairs]
+    for device in open_ if cards else ():
+        hidden = [one for one in fitting if one not in taken and _is_named(device, one)]
+        if len(hidden) == 1:
+            taken += hidden
+            pairs.append((device, hidden[0]))
+    if len(open_) == len(left) and not any(one.name for one in left):
+        pairs += zip(open_, left, strict=True)
     return pairs
 
 
 def _named(device: EngineDevice, cards: Sequence[Card]) -> Card | None:
-    """The first card of that name; llama.cpp may add a word in brackets to it."""
-    return next((one for one in cards if one.name and device.description.startswith(one.name)), None)
+    return next((one for one in cards if _is_named(device, one)), None)
 
 
-def _usable(backend: str, cards: Sequence[Card], environment: Mapping[str, str]) -> list[Card]:
-    """The cards of a backend's vendors, those that the environment lets it see, in that order. Nothing where it cannot be told which."""
-    fitting = [one for one in cards if one.vendor in _VENDORS.get(backend, ())]
+def _is_named(device: EngineDevice, card: Card) -> bool:
+    """llama.cpp may add a word in brackets to the card's name. Without one it is another card: there is an L4 and an L40S."""
+    return bool(card.name) and (device.description == card.name or device.description.startswith(f"{card.name} ("))
+
+
+def _sized(device: EngineDevice, cards: Sequence[Card]) -> Card | None:
+    """The only one of those without a name that has as much memory."""
+    found = [one for one in cards if not one.name and one.total_bytes and _same(device.total_mb, one.total_bytes // MIB)]
+    return found[0] if len(found) == 1 else None
+
+
+def _same(one_mb: int, other_mb: int) -> bool:
+    return abs(one_mb - other_mb) <= other_mb * SAME_SHARE
+
+
+def _usable(backend: str, fitting: Sequence[Card], environment: Mapping[str, str]) -> list[Card]:
+    """The cards that the environment lets a backend see, in that order. Nothing where it cannot be told which."""
     named = next((environment[name] for name in _VISIBLE.get(backend, ()) if name in environment), None)
     if named is None:
-        return fitting
+        return list(fitting)
     chosen: list[Card] = []
     for entry in filter(None, (part.strip() for part in named.split(","))):
         card = fitting[int(entry)] if entry.isdecimal() and int(entry) < len(fitting) else None
