@@ -34,7 +34,7 @@ from modeld.catalog.progress import ConsoleProgress
 from modeld.config import Loaded, Settings
 from modeld.core.budget import Budget, resolve, seen
 from modeld.core.footprint import MIB, DeviceMemory
-from modeld.core.messages import LoadRequested, MemorySeen, ModelTableReplaced, SettingsReplaced, ShutdownRequested
+from modeld.core.messages import LoadRequested, ModelTableReplaced, SettingsReplaced, ShutdownRequested
 from modeld.core.model import HOST, DeviceId, Limits, ModelSpec
 from modeld.core.scheduler import Scheduler
 from modeld.errors import ConfigError, Draining, InvariantError, ModeldError, UnknownModel, UpstreamUnreachable
@@ -47,6 +47,7 @@ from modeld.runtime.devices import Machine
 from modeld.runtime.driver import Driver
 from modeld.runtime.feed import Feed
 from modeld.runtime.hostmemory import HostMemory, held_mb, read_host_memory
+from modeld.runtime.memorywatch import watch_memory
 from modeld.runtime.meter import Meter
 from modeld.runtime.nvidia import Nvidia
 from modeld.runtime.probe import Prober
@@ -64,8 +65,6 @@ EXIT_INTERNAL: Final = 70
 HEADER_CACHE: Final = "headers-{folder:08x}.json"
 """One for each models folder that this state folder has seen."""
 FOOTPRINTS: Final = "footprints.sqlite"
-MEMORY_SECONDS: Final = 2.0
-"""How often the machine's memory is looked at while a budget depends on it: it tells nobody when another program takes some."""
 DRIVER_SECONDS_MAX: Final = 10.0
 LAST_SECONDS: Final = 0.5
 """From the killing of what is left to the end of the process, whatever happens."""
@@ -289,7 +288,7 @@ class Daemon:
             group.create_task(supervisor.run(), name="supervisor")
             group.create_task(self._watch(), name="folder")
             if self._budget.is_limited:
-                group.create_task(self._watch_memory(), name="memory")
+                group.create_task(watch_memory(self._look_at_memory, post), name="memory")
 
     def _find_budget(self) -> None:
         """Before the first model is known: what the ledger may give out. Raises ConfigError for a device that is not there."""
@@ -300,12 +299,6 @@ class Daemon:
         for device, budget_mb in budget.budget_mb.items():
             margin_mb = budget.host_margin_mb if device == HOST else budget.margin_mb
             log.info("memory of %s: %s", device, f"{budget_mb} MiB, {margin_mb} of them kept free" if budget_mb else "no budget")
-
-    async def _watch_memory(self) -> None:
-        """Nobody tells us what other programs take: look again and again."""
-        while not self._stop.is_set():
-            self._driver.post(MemorySeen(await self._look_at_memory()))
-            await asyncio.sleep(MEMORY_SECONDS)
 
     async def _look_at_memory(self) -> dict[DeviceId, DeviceMemory]:
         """Devices and host. Of host memory our children hold what they hold just now; of a device what the ledger has for them."""
