@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from modeld.core.messages import Event, FootprintMeasured
 from modeld.core.model import Companion, InstanceId, MemoryShape, ModelId, ModelSpec
 from modeld.runtime import meter as module
 from modeld.runtime.adapters.interface import Served
+from modeld.runtime.background import in_background
 from modeld.runtime.loadlines import MIB, Reported
 from modeld.runtime.meter import Meter, footprint, held_bytes
 
@@ -179,3 +180,24 @@ async def test_a_look_that_fails_is_one_that_sees_nothing(tmp_path: Path):
     async with following(Meter(seen, device_bytes_of=broken, proc=tmp_path).follow(ONE, SPEC, _Child())):
         await seen.count(1)
     assert seen.events[0].footprint.complete
+
+
+async def test_without_a_thread_for_it_there_is_no_look_and_the_next_one_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    failures = 1
+
+    def scarce(work: Callable[[], object], *, name: str) -> asyncio.Future[object]:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise RuntimeError("can't start new thread")
+        return in_background(work, name=name)
+
+    monkeypatch.setattr(module, "in_background", scarce)
+    seen = _Seen()
+    status(tmp_path, 77, 1024)
+    meter = Meter(seen, seconds=0.01, proc=tmp_path)
+    async with following(meter.follow(ONE, SPEC, _Child())):
+        await asyncio.sleep(0.02)
+        meter.used(ONE)
+        await seen.count(1)
+    assert seen.events[0].when is When.FIRST

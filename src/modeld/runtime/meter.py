@@ -84,7 +84,7 @@ class Meter:
         """Return when the driver no longer names `pid`, which has ended: what it held of a device is back. Gives up after a while."""
         if self._device_bytes_of is None:
             return
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, RuntimeError):
             async with asyncio.timeout(FREED_SECONDS_MAX):
                 while await in_background(lambda: self._on_devices(pid), name="meter"):  # noqa: ASYNC110 - nobody tells us
                     await asyncio.sleep(FREED_POLL_SECONDS)
@@ -93,7 +93,11 @@ class Meter:
         pid = served.pid
         if pid is None:
             return
-        held, devices = await in_background(lambda: (held_bytes(pid, self._proc), self._on_devices(pid)), name="meter")
+        try:
+            held, devices = await in_background(lambda: (held_bytes(pid, self._proc), self._on_devices(pid)), name="meter")
+        except RuntimeError as error:  # no thread is to be had: there will be another look
+            log.warning("%s cannot be looked at: %s", instance, error)
+            return
         if held is not None:  # else it is gone, or not ours to look at
             self._post(FootprintMeasured(instance, footprint(spec, served.reported(), devices, held), when))
 
